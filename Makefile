@@ -34,7 +34,7 @@ test-fast: setup
 	$(VENV)/bin/pytest -m "not kafka and not slow"
 
 # The least versions that pyproject.toml allows of what an installation needs, in an environment of
-# their own. The tests' tools are the newest.
+# their own. The tests' tools are the newest, and what old versions use of others may be deprecated.
 LOWEST := .venv-lowest
 test-lowest: export PYTHONDONTWRITEBYTECODE =
 test-lowest:
@@ -42,7 +42,7 @@ test-lowest:
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,objects]'
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --editable '.[dev]'
-	$(LOWEST)/bin/pytest -m "not kafka and not slow" tests/unit tests/contract
+	$(LOWEST)/bin/pytest -m "not kafka and not slow" -W default::DeprecationWarning tests/unit tests/contract
 
 lint: setup
 	$(VENV)/bin/ruff check

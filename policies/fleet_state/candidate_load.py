@@ -237,11 +237,11 @@ class OptionState:
         The device time is marginal: what a decode step of one member adds. Work gathers on few
         replicas of a pool (`policies.hardware.replica`). If the variant decodes already, the
         weights are streamed anyway, and another sequence adds its own tokens. But the streaming
-        continues because sequences keep coming, so the member sustains a share of it; otherwise
-        pools that decode a little each would look equally cheap and keep each other busy. As the
-        pool fills, it takes a place from later ones, which will need another replica: at least
-        that share of a full step. A replica busy with other variants would be busy without this
-        one too, part of the time. An idle one is woken for these members.
+        continues because sequences keep coming, so the members sustain a share of it together;
+        otherwise pools that decode a little each would look equally cheap and keep each other
+        busy. As the pool fills, it takes a place from later ones, which will need another replica:
+        at least that share of a full step. A replica busy with other variants would be busy
+        without this one too, part of the time. An idle one is woken for these members.
 
         Args:
             members: like requests that come together.
@@ -269,7 +269,7 @@ def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTer
         base_s = sustained_s = 0.0
     else:
         fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
-        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / (running + 1))
+        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / together)
         woken, sharers = 0.0, together
         base_s, sustained_s = roofline.alone_s, roofline.alone_s * share
     return EstimateTerms(

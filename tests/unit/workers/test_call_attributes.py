@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from policy_cases import PROPERTY
 
 from streams.tracing import span_attributes as a
 from workers.call_attributes import asked, ended
@@ -15,6 +16,7 @@ VALUES = st.recursive(
 NAMES = ("n", "seed", "temperature", "top_p", "response_format", "frequency_penalty")
 
 
+@settings(PROPERTY)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES), VALUES)
 def test_no_text_of_a_body_is_said(body: dict[str, Any], answer: Any) -> None:
     parts = asked(body, None, body.get("n")), ended(answer), ended({"choices": [answer, body]})
