@@ -269,7 +269,9 @@ def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTer
         base_s = sustained_s = 0.0
     else:
         fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
-        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / together)
+        # Of a pool that spreads its work evenly each member is on a replica of its own.
+        alike = running + 1 if found is None else together
+        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / alike)
         woken, sharers = 0.0, together
         base_s, sustained_s = roofline.alone_s, roofline.alone_s * share
     return EstimateTerms(

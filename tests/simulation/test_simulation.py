@@ -117,7 +117,7 @@ ENGINE = {
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER, seed=1),
     "rule 5, errors end the process": Broken(
-        Rules(transactor=mutants.GoesOnAfterErrors), NEVER, ("error",), seed=3
+        Rules(transactor=mutants.GoesOnAfterErrors), NEVER, ("error",), seed=1
     ),
     "rule 5, errors of a rebalance": Broken(
         Rules(transactor=mutants.SwallowsRebalanceErrors),

@@ -83,7 +83,8 @@ def plain_estimate(
         added_s = (step_s(together) - alone_s) / together
         if wait_s == 0:
             full = max(FULLNESS_MIN, min(1.0, running / slots))
-            added_s += alone_s * max(full / option.max_batch, SUSTAINED / together)
+            alike = running + 1 if load.gathered is None else together
+            added_s += alone_s * max(full / option.max_batch, SUSTAINED / alike)
     device_s = prefill_s / speed
     step = 0.0
     if steps:
