@@ -135,7 +135,11 @@ async def system(
         PREFIX,
         tmp_path_factory.mktemp("system"),
         fleet=BOTH_LANES,
-        policy_changes={"tenants": COUNTED},
+        # Company is expected, so that the first of a batch waits as the others do.
+        policy_changes={
+            "tenants": COUNTED,
+            "windows": {"margin_s": 0.1, "prior_rate_per_s": 10.0},
+        },
         env_of={"router": secured.env(user("router")) | router} | env,
     )
     async with system:
