@@ -170,12 +170,14 @@ class Transactor(Committer):
         """Release partitions; holding the lock means they have no transaction in flight."""
         self._given, self._has_share, self._is_revoked = None, False, True
         self._is_doubtful = False
-        self._broken.clear()
         self._give_up_restoring()
         try:
             async with self._lock:
                 await self._ended()
                 await self._drop(partitions)
+                # Not before: a takeover may have found some broken meanwhile, and it would be taken
+                # for ours once it is recovered (found by the simulation, seed 745).
+                self._broken.clear()
                 self._is_revoked = False
         except Exception as error:
             logger.exception("giving up %s failed", ", ".join(map(str, partitions)))

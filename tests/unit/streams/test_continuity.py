@@ -1,13 +1,15 @@
 """A log that lost its end or was made anew: nothing old is served again, nothing new skipped."""
 
+import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import pytest
 from hold_cases import hold, make_batcher
 from memory_log import MemoryLog
-from stream_cases import START, Yard, drain, keys, make_router, make_signer
+from stream_cases import START, Yard, drain, keys, make_router, make_signer, make_transactor
 from tiers import seeds
 from worker_cases import ScriptedBackend, make_worker, place
 
@@ -301,6 +303,30 @@ async def test_a_leader_that_was_deposed_a_moment_ago_is_asked_again() -> None:
     log.bounds = stale  # type: ignore[method-assign,assignment]
     await check_continuity(log, "yard.router", HOME, Progress(6))
     assert len(asked) == 3
+
+
+async def test_what_is_found_broken_while_it_is_taken_away_is_not_taken_over_here() -> None:
+    yard, _ = await after_a_loss()
+    yard.cluster.members.clear()
+    log, stage = MemoryLog(yard.cluster, "old"), make_router(yard)
+    transactor = make_transactor(log, stage, yard.catalogue.progress)
+    await transactor.start()
+    await yard.cluster.assign(stage.group, {"old": [HOME]})
+    find, moving = transactor._broken.find, []
+
+    async def lose_meanwhile(*args: Any) -> list[Partition]:
+        moving.append(asyncio.create_task(log.lose_all()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert transactor._is_revoked
+        return await find(*args)
+
+    transactor._broken.find = lose_meanwhile  # type: ignore[method-assign]
+    await transactor.take_over()
+    await moving[0]
+    await recover(yard, stage.group)
+    await transactor.step()
+    assert not transactor.partitions
 
 
 def elect(yard: Yard) -> None:
