@@ -321,7 +321,7 @@ async def test_what_is_found_broken_while_it_is_taken_away_is_not_taken_over_her
         assert transactor._is_revoked
         return await find(*args)
 
-    transactor._broken.find = lose_meanwhile  # type: ignore[method-assign]
+    transactor._broken.find = lose_meanwhile  # type: ignore[method-assign,assignment]
     await transactor.take_over()
     await moving[0]
     await recover(yard, stage.group)
