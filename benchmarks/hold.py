@@ -17,7 +17,15 @@ from benchmarks.contenders import Load, bare, shunter
 from benchmarks.figures import Figure, compared
 from benchmarks.resource_usage import Used, meter
 from benchmarks.throughput import Hall
-from benchmarks.workload import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
+from benchmarks.workload import (
+    NOW,
+    REQUEST_BYTES,
+    Yard,
+    make_options,
+    records_of,
+    report_all,
+    request_value,
+)
 from policies import Member, Options, Placer, Windows
 from policies.batching.groups import group_of
 from streams.batcher.interning import share_common
@@ -144,6 +152,8 @@ class Filled:
         self.windows = Windows(members_max=BATCH_MEMBERS, margin_s=1.0)
         value = request_value(0, **WAITING)
         tagged = self.yard.decide(records_of([value], self.yard.catalogue.requests)[0])
+        # It has gone at once, being alone; what is measured finds all pools idle.
+        report_all(self.yard.situation.view, self.yard.options)
         self.profile = h.read(tagged.records[0].headers, h.PROFILE, Profile)
         self.group = group_of(self.profile, (512, 2048))
         for number in range(waiting):
