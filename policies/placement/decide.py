@@ -1,6 +1,6 @@
 """The decision: (request, inputs, now) to placement, hold or refusal, with its reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from policies.batching.groups import group_in
@@ -355,6 +355,11 @@ def _why(
     return "cheapest_in_time"
 
 
+def codes_by_pool(options: Options, refused: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the reason code of each pool, by the last of it; one without any lacks the model."""
+    return dict.fromkeys(options.by_pool, "model_not_served") | dict(refused)
+
+
 def _unplaced(
     profile: Profile,
     options: Options,
@@ -369,8 +374,7 @@ def _unplaced(
     reason = next((code for code in PASSING if code in codes), None)
     if reason is not None:
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
-    by_pool = dict.fromkeys(options.by_pool, "model_not_served")
-    by_pool.update((option.pool, code) for option, code in refused)
+    by_pool = codes_by_pool(options, ((option.pool, code) for option, code in refused))
     if profile.model not in options.models:
         known = ", ".join(sorted(options.models))
         message = f"model {profile.model!r} is not declared in the fleet: {known}"

@@ -11,7 +11,7 @@ from policies.batching.groups import group_in
 from policies.batching.release import find_target
 from policies.batching.windows import Release, Target
 from policies.placement.admission import Shares, share_out
-from policies.placement.decide import Decision, decide
+from policies.placement.decide import Decision, codes_by_pool, decide
 from policies.placement.inputs import Inputs, inputs_of
 from policies.scoring.situation import Situation
 from topics import Profile
@@ -79,8 +79,7 @@ class Placer:
         """Return the reason code of each pool that doesn't take a request now; count nothing."""
         here = self.situation
         found = decide(profile, inputs_of(profile, here, now), here.options, here.policy, now)
-        by_pool = dict.fromkeys(here.options.by_pool, "model_not_served")
-        by_pool.update((c.pool, c.refused or "") for c in found.candidates)
+        by_pool = codes_by_pool(here.options, ((c.pool, c.refused or "") for c in found.candidates))
         taking = {c.pool for c in found.candidates if c.refused is None}
         return {pool: code for pool, code in by_pool.items() if pool not in taking}
 
