@@ -7,7 +7,7 @@ from streams.metrics.quality import WATCH_METRICS
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 _TOPIC = ("messaging_destination_name",)
-# The GenAI conventions' attributes, of which they require these two.
+# The GenAI conventions' attributes: two that they require, and the model where it is known.
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
