@@ -35,6 +35,9 @@ def ledger(
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="The first not counted.")] = None,
     window_s: Annotated[float, typer.Option("--window", min=1.0, help="Of a row, in s.")] = 60.0,
+    by_tenant: Annotated[
+        bool, typer.Option("--by-tenant", help="Tell the tenants of a class apart.")
+    ] = False,
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Where the live ledger is served.")
     ] = 6067,
@@ -55,7 +58,7 @@ def ledger(
     if exact and follow:
         raise UserError("--exact reads what is there, --follow what comes: give one of them")
     if not follow:
-        found = exact_rows(open_trail(archive, settings), start, end, window_s)
+        found = exact_rows(open_trail(archive, settings), start, end, window_s, by_tenant=by_tenant)
         _show(found, as_json=as_json, window_s=window_s)
         return
     if start or end or archive or as_json:
@@ -63,11 +66,12 @@ def ledger(
     evidence = Catalogue(settings).evidence
     # A follower would wait for ever for a missing broker or topic.
     run(partition_counts(settings, [evidence]))
-    run_ledger(settings.model_copy(update={"web_port": port}), window_s)
+    live = settings.model_copy(update={"web_port": port})
+    run_ledger(live, window_s, by_tenant=by_tenant)
 
 
 def exact_rows(
-    trail: Trail, start: str | None, end: str | None, window_s: float
+    trail: Trail, start: str | None, end: str | None, window_s: float, *, by_tenant: bool = False
 ) -> dict[tuple[float, Line], UsageRow]:
     """Return the rows of what ended from ``start`` to ``end``, by start of window and line.
 
@@ -78,7 +82,9 @@ def exact_rows(
     rows: dict[tuple[float, Line], UsageRow] = {}
 
     def take(record: Record) -> None:
-        found = endings.setdefault(record.partition, Endings()).take(record.value)
+        if record.partition not in endings:
+            endings[record.partition] = Endings(by_tenant=by_tenant)
+        found = endings[record.partition].take(record.value)
         if found is not None and first <= found.at < last:
             rows.setdefault((window_of(found.at, window_s), found.line), UsageRow()).add(found)
 
@@ -96,6 +102,8 @@ def _show(rows: dict[tuple[float, Line], UsageRow], window_s: float, *, as_json:
         return
     for row in figures:
         heading = f"{iso_time(row['from'])}  {row['lane']} {row['task']}"
+        if row["tenant"] is not None:
+            heading += f" of {row['tenant']}"
         for line in (heading, *(f"    {told}" for told in _told(row))):
             out.print(visible_line(line), highlight=False)
 

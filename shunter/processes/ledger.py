@@ -11,15 +11,16 @@ from topics import Settings
 logger = logging.getLogger(__name__)
 
 
-def run_ledger(settings: Settings, window_s: float) -> NoReturn:
+def run_ledger(settings: Settings, window_s: float, *, by_tenant: bool = False) -> NoReturn:
     """Serve the live ledger at ``/ledger`` until SIGTERM or SIGINT; ``/readyz`` once it follows.
 
     Args:
         settings: of Kafka, and where to serve.
         window_s: the length of a window.
+        by_tenant: rows are of one tenant each.
     """
     set_up_logging(settings.log_level, settings.log_format)
-    ledger = LiveLedger(settings, window_s)
+    ledger = LiveLedger(settings, window_s, by_tenant=by_tenant)
     where = f"http://{settings.web_host}:{settings.web_port}/ledger"
     logger.info("ledger of windows of %g s at %s", window_s, where)
     run_app(

@@ -15,15 +15,19 @@ from topics import Catalogue, Settings
 
 # How many windows are kept: the newest in which a request ended.
 WINDOWS_KEPT = 60
+# Rows of a window that tell tenants apart: clients may name as many tenants as they like.
+ROWS_MAX = 200
+OTHER_TENANTS = "(other)"
 NOTE = "live: what has ended since this process began; `shunter ledger` reads all of the evidence"
 
 
 class LiveLedger(TopicFollower):
     """Keeps the rows of the newest windows, over all partitions of the evidence."""
 
-    def __init__(self, settings: Settings, window_s: float) -> None:
+    def __init__(self, settings: Settings, window_s: float, *, by_tenant: bool = False) -> None:
         super().__init__(settings, Catalogue(settings).evidence)
         self._window_s = window_s
+        self._by_tenant = by_tenant
         self._endings: dict[int, Endings] = {}
         self._windows: dict[float, dict[Line, UsageRow]] = {}
         self.follows = False
@@ -36,12 +40,16 @@ class LiveLedger(TopicFollower):
 
     def take(self, record: Record) -> None:
         """Count what ended, in the window in which it did."""
-        endings = self._endings.setdefault(record.partition.number, Endings())
-        ending = endings.take(record.value)
+        number = record.partition.number
+        if number not in self._endings:
+            self._endings[number] = Endings(by_tenant=self._by_tenant)
+        ending = self._endings[number].take(record.value)
         if ending is None:
             return
-        rows = self._windows.setdefault(window_of(ending.at, self._window_s), {})
-        rows.setdefault(ending.line, UsageRow()).add(ending)
+        rows, line = self._windows.setdefault(window_of(ending.at, self._window_s), {}), ending.line
+        if line.tenant and line not in rows and len(rows) >= ROWS_MAX:
+            line = line._replace(tenant=OTHER_TENANTS)
+        rows.setdefault(line, UsageRow()).add(ending)
         if len(self._windows) > WINDOWS_KEPT:
             del self._windows[min(self._windows)]
 

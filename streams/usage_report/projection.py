@@ -26,6 +26,8 @@ class Line(NamedTuple):
 
     lane: Lane
     task: str
+    tenant: str = ""
+    """Empty where rows are of all tenants."""
 
 
 class UsageEntry(NamedTuple):
@@ -48,7 +50,8 @@ class Endings:
     tries cost is in that of each.
     """
 
-    def __init__(self, open_max: int = OPEN_MAX) -> None:
+    def __init__(self, open_max: int = OPEN_MAX, *, by_tenant: bool = False) -> None:
+        self._by_tenant = by_tenant
         self._open: BoundedDict[str, bool] = BoundedDict(open_max)
         self._spent: BoundedDict[str, float] = BoundedDict(open_max)
         self.unreadable = 0
@@ -71,7 +74,8 @@ class Endings:
         urgent = self._open.pop(step.request_id, None)
         lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"
         spent_usd += self._spent.pop(step.request_id, 0.0)
-        return UsageEntry(Line(lane, step.task or "unknown"), step, spent_usd)
+        tenant = (step.tenant or "unknown") if self._by_tenant else ""
+        return UsageEntry(Line(lane, step.task or "unknown", tenant), step, spent_usd)
 
 
 def window_of(at: float, window_s: float) -> float:
@@ -183,6 +187,12 @@ def as_json(rows: dict[tuple[float, Line], UsageRow]) -> list[dict[str, Any]]:
     """Return rows for JSON by start of window and line, the newest window first."""
     ordered = sorted(rows, key=lambda key: (-key[0], key[1]))
     return [
-        {"from": start, "lane": line.lane, "task": line.task, **rows[start, line].figures()}
+        {
+            "from": start,
+            "lane": line.lane,
+            "task": line.task,
+            "tenant": line.tenant or None,
+            **rows[start, line].figures(),
+        }
         for start, line in ordered
     ]

@@ -251,7 +251,7 @@ async def drawn_as_told(tab: Tab, port: int, ended: int) -> None:
 
     async def are_alike() -> bool:
         _, view = await asked(port, "/view.json")
-        pools = {p["pool"]: [device(p), usd(p["total_usd"])] for p in view["pools"]}
+        pools = {p["pool"]: [device(p), cached(p), usd(p["total_usd"])] for p in view["pools"]}
         classes = {
             c["task"]: [str(c["total_ended"]), percent(c["total_attainment"])]
             for c in view["classes"]
@@ -260,13 +260,17 @@ async def drawn_as_told(tab: Tab, port: int, ended: int) -> None:
         refused = {f"refused: {code}": count for code, count in total["refusals"].items()}
         ends = {name: [str(count)] for name, count in (total["statuses"] | refused).items()}
         drawn = [
-            {row[0]: [row[1], row[-1]] for row in (await tab.cells("pools"))[1:]},
+            {row[0]: [row[1], row[8], row[-1]] for row in (await tab.cells("pools"))[1:]},
             {row[0]: row[-2:] for row in (await tab.cells("classes"))[1:]},
             {row[0]: row[-1:] for row in (await tab.cells("ends"))[1:]},
         ]
         return bool(total["requests"] == ended and drawn == [pools, classes, ends])
 
     await eventually(are_alike, "the page shows what /view.json has")
+
+
+def cached(pool: dict[str, Any]) -> str:
+    return "\N{EN DASH}" if pool["cached_share"] is None else percent(pool["cached_share"])
 
 
 def device(pool: dict[str, Any]) -> str:

@@ -125,6 +125,7 @@ const POOLS = [
   ["queued", "", (p) => whole(p.queued)],
   ["backlog", "", (p) => duration(p.backlog_s)],
   ["speed", "", speed],
+  ["cached", "", (p) => (isNumber(p.cached_share) ? percent(p.cached_share) : NONE)],
   ["breaker", "text", circuit],
   ["direct", "", (p) => whole(p.direct)],
   ["batch", "", (p) => whole(p.batch)],

@@ -90,7 +90,7 @@ def exact(values: list[bytes], **span: Any) -> dict[tuple[float, Line], UsageRow
 
 def test_what_ended_is_told_by_window_lane_and_class() -> None:
     rows = exact(RECORDS)
-    assert {(start - START, *line) for start, line in rows} == {
+    assert {(start - START, *line[:2]) for start, line in rows} == {
         (0, "interactive", "chat"),
         (0, "unknown", "invented"),
         (60, "background", "summarization"),
@@ -120,8 +120,8 @@ def test_a_span_counts_what_ended_in_it_and_knows_what_was_decided_before() -> N
     assert list(rows) == [(START + 60, Line("background", "summarization"))]
 
 
-def live_ledger(values: Iterable[bytes]) -> LiveLedger:
-    ledger = LiveLedger(make_settings(), WINDOW_S)
+def live_ledger(values: Iterable[bytes], *, by_tenant: bool = False) -> LiveLedger:
+    ledger = LiveLedger(make_settings(), WINDOW_S, by_tenant=by_tenant)
     for offset, value in enumerate(values):
         ledger.take(LogRecord(Partition("evidence", 0), offset, b"key", value, [], 0))
     return ledger
@@ -139,6 +139,34 @@ def test_the_live_ledger_keeps_the_newest_windows_alone() -> None:
     ages = range(WINDOWS_KEPT + 2)
     live = live_ledger(executed(f"r{age}", -age * WINDOW_S) for age in ages)
     assert sorted((START - at) / WINDOW_S for at, _ in live.rows()) == [*range(WINDOWS_KEPT)]
+
+
+TENANTS = [executed("a", 1, tenant="acme"), executed("b", 2, tenant="zeta"), executed("c", 3)]
+
+
+def test_the_tenants_of_a_class_are_told_apart_where_that_is_asked_for() -> None:
+    trail: Any = Trail([*TENANTS, executed("d", 4, tenant="acme")])
+    rows = as_json(command.exact_rows(trail, None, None, WINDOW_S, by_tenant=True))
+    told = [(row["tenant"], row["completed"], row["cost_usd"]) for row in rows]
+    assert told == [("acme", 2, 0.5), ("unknown", 1, 0.25), ("zeta", 1, 0.25)]
+    (together,) = as_json(exact(TENANTS))
+    assert (together["tenant"], together["completed"]) == (None, 3)
+    live = live_ledger(TENANTS, by_tenant=True).rows()
+    assert {line.tenant: row.statuses.total() for (_, line), row in live.items()} == {
+        "acme": 1,
+        "zeta": 1,
+        "unknown": 1,
+    }
+
+
+def test_the_live_ledger_has_so_many_tenants_and_then_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.usage_report.live.ROWS_MAX", 2)
+    ends = [executed(f"r{n}", n, tenant=f"t{n}") for n in range(5)]
+    live = live_ledger([*ends, executed("again", 6, tenant="t0")], by_tenant=True).rows()
+    counts = {line.tenant: row.statuses.total() for (_, line), row in live.items()}
+    assert counts == {"t0": 2, "t1": 1, "(other)": 3}
 
 
 @pytest.mark.kafka
@@ -207,6 +235,9 @@ def test_the_exact_ledger_is_told_to_people(
     assert "3 ended: completed 1, failed 1, expired 1; 33.3% retried" in told
     assert "without an answer: deadline_passed 1, timeout 1" in told
     assert "at premium-eu 1; yard-fp8 1" in told
+    monkeypatch.setattr(command, "open_trail", lambda *_: Trail(TENANTS))
+    outcome = CliRunner().invoke(app, ["ledger", "--by-tenant"])
+    assert "unknown chat of acme" in capsys.readouterr().out + outcome.output
 
 
 def test_how_urgent_open_requests_are_is_remembered_of_so_many() -> None:
