@@ -134,14 +134,17 @@ class Driver:
             await asyncio.sleep(0)
             if self._folder.seen_cancelling_at() is not None:
                 break
-        if self._folder.seen_cancelling_at() is not None or checked.errors:
-            batch.errors = checked.errors
+        errors, lines = checked.errors, len(checked.offsets)
+        if not errors and (beyond := self._parts.texts.beyond_budget(batch, lines, self._now())):
+            errors = [beyond]
+        if self._folder.seen_cancelling_at() is not None or errors:
+            batch.errors = errors
             await in_thread(self._folder.settle, batch, "failed", self._now())
             if batch.status == "cancelling":
                 batch.errors = []
                 batch.enter("cancelled", self._now())
         else:
-            batch.counts.total, batch.model = len(checked.offsets), checked.model
+            batch.counts.total, batch.model = lines, checked.model
             source.offsets = checked.offsets
             batch.enter("in_progress", self._now())
         await in_thread(self._folder.write, batch)
@@ -176,7 +179,7 @@ class Driver:
                     await self._end_lines(source, work)
                     return
                 is_waiting = not await self._publish_some(source, work)
-                await self._tell(work)
+                await self._tell(source, work)
                 if is_waiting and not work.arrived:
                     await self._wait()
 
@@ -325,7 +328,7 @@ class Driver:
         while work.in_flight and self._now() < until:
             self._woken.clear()
             await self._write_down(source, work)
-            await self._tell(work)
+            await self._tell(source, work)
             if code == EXPIRED and self._folder.seen_cancelling_at() is not None:
                 return
             if work.in_flight and not work.arrived:
@@ -338,16 +341,17 @@ class Driver:
             chunk = waiting[start : start + step]
             await asyncio.gather(*(self._parts.exchange.cancel(self._id(run)) for run in chunk))
 
-    async def _tell(self, work: _Work) -> None:
+    async def _tell(self, source: Input, work: _Work) -> None:
         """Record now and then how far the batch is: for clients, and for a new owner."""
         now = self._now()
         every_s = work.log.told_every_s(now - self._batch.created_at)
-        if 0 <= now - self._told_at < every_s or work.arrived:
+        if 0 <= now - self._told_at < every_s:
             return
         self._folder.check_owned()
         self._told_at = now
-        # All that was read up to here has been written down: nothing has arrived since.
+        # What has arrived up to these is written down first; what arrives meanwhile is behind them.
         positions = self._parts.exchange.positions()
+        await self._write_down(source, work)
         self._batch.counts, self._batch.turned_away = work.log.counts, work.away.told()
         await in_thread(work.log.read_to, positions, work.away.lines())
         await in_thread(self._folder.write, self._batch)

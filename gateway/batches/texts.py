@@ -8,10 +8,11 @@ from gateway.api.answers import answer_body, disclosed
 from gateway.api.refusals import refusal_of
 from gateway.batches.lines import BatchLine, LineProblem
 from gateway.batches.output import line_id, unanswered
-from gateway.batches.record import BatchRecord
+from gateway.batches.record import BatchRecord, LineError
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from gateway.http.keys import KeyProofs
+from policies.config.budgets import most_requests
 from topics import Result, duration_s, encode
 from topics.openai_api.batch_output import NEVER_ENDED
 
@@ -41,6 +42,25 @@ class LineTexts:
     def rate_wait_s(self, tenant: str) -> float:
         """Return after how many seconds the tenant's rate takes one more request."""
         return self._fleet.rate_wait_s(tenant)
+
+    def beyond_budget(self, batch: BatchRecord, lines: int, now: float) -> LineError | None:
+        """Return why a batch has more lines than budgets accept before it expires, if it has.
+
+        Each line that runs is one request in one window of each budget in requests, so this is
+        known before any runs; what lines use of other units is known when they have run.
+        """
+        key_id = self._proofs.proven(batch.key_id)
+        counted = self._fleet.policy.budgets_of(batch.tenant, key_id)
+        bound = most_requests(counted, now, batch.expires_at)
+        if bound is None or lines <= bound[0]:
+            return None
+        most, (rule, _, budget) = bound
+        message = (
+            f"the batch has {lines:,} lines; the budget of {rule}, {budget.requests:,} requests in"
+            f" {budget.window_s:g} s, accepts at most {most:,} before the batch expires; split it,"
+            " or give it a longer completion_window"
+        )
+        return LineError("insufficient_quota", message)
 
     def value(self, line: BatchLine, request_id: str, expires_at: float, now: float) -> bytes:
         """Return the record of a line's request; its deadline is the batch's, or its own before.

@@ -167,6 +167,10 @@ class KeyProofs:
     def __init__(self, secret: str | None) -> None:
         self._secret = None if secret is None else secret.encode()
 
+    def proven(self, key_id: str | None) -> str | None:
+        """Return the id of a key as routers have it: None for one that nothing proves."""
+        return None if self._secret is None else key_id
+
     def headers(self, key_id: str | None, request_id: str, tenant: str) -> list[tuple[str, bytes]]:
         """Return the headers of one request that came with a key; none for a key without an id."""
         if self._secret is None or key_id is None:

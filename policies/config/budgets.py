@@ -1,5 +1,7 @@
 """Budgets of a tenant or a key: what its requests may use in a window of time."""
 
+from collections.abc import Iterable
+from math import floor
 from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -34,6 +36,26 @@ class Budget(Declaration):
 
 Counted = tuple[str, str, Budget]
 """Place of a budget in the policy, whose it is, and the budget."""
+
+
+def most_requests(
+    budgets: Iterable[Counted], start: float, end: float
+) -> tuple[int, Counted] | None:
+    """Return the most requests that budgets accept from ``start`` to ``end``, and which sets it.
+
+    None where none limits requests. Nothing but these requests is assumed to use them, so it is a
+    bound from above. Times are epoch seconds; both windows that they lie in count.
+    """
+    found: tuple[int, Counted] | None = None
+    for counted in budgets:
+        budget = counted[2]
+        if budget.requests is None:
+            continue
+        windows = floor(end / budget.window_s) - floor(start / budget.window_s) + 1
+        most = windows * budget.requests
+        if found is None or most < found[0]:
+            found = most, counted
+    return found
 
 
 def check_windows(budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from policy_cases import a_policy
 
 from gateway.batches import driver, finalization, object_batches
 from gateway.batches.directory import DirectoryBatch, DirectoryBatches
@@ -26,6 +27,7 @@ from gateway.files.expiries import Expiries
 from gateway.files.object_files import ObjectFiles
 from gateway.files.store import FileRecord
 from gateway.http.keys import KeyProofs
+from policies import Policy
 from streams.engine.trace_context import Context
 from topics import Cost, Response, Result, ResultError, Timing, Usage, durable_files, encode
 from topics.objects import NewObject, Objects
@@ -189,10 +191,17 @@ class Site:
         world: what is around.
         is_remote: whether files are kept in an object store.
         url: of the object store; unset, fsspec's in memory.
+        policy: in force; unset, one without limits.
     """
 
     def __init__(
-        self, root: Path, world: World, *, is_remote: bool = False, url: str | None = None
+        self,
+        root: Path,
+        world: World,
+        *,
+        is_remote: bool = False,
+        url: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.world = world
         self.objects = Objects(url or f"memory://{root}") if is_remote else None
@@ -203,6 +212,7 @@ class Site:
             self.files = ObjectFiles(self.objects, self.expiries)
         self.store = self.batches(root)
         fleet: Any = SimpleNamespace(
+            policy=policy or a_policy(),
             rate_wait_s=lambda _: 0.1,
             options_of=lambda _: (),
             default_model={"/v1/moderations": "guard"}.get,

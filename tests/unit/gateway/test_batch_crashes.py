@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
+from batch_cases import KEY_ID, NOW, TENANT, Site, World, chat_line, dying_writes, file_of
+from policy_cases import a_policy
 from tiers import seeds
 
 from gateway.batches.directory import DirectoryBatch
@@ -15,6 +16,7 @@ from gateway.batches.lines import LINES_A_TURN, BatchLine, Input, run_of_id
 from gateway.batches.object_batches import ObjectBatch
 from gateway.batches.record import BatchRecord
 from gateway.batches.store import BatchFolder, NotCancellableError
+from policies import Policy
 
 NAMES = [f"line {n}" for n in range(40)]
 LINES = [chat_line(name) for name in NAMES[:-2]] + [
@@ -228,6 +230,68 @@ async def test_lines_that_no_budget_takes_are_told_and_expire_with_the_reason(
         "It waited: it was last turned away as budget.",
         "It waited: it was last turned away as rate_limited.",
     }
+
+
+@pytest.mark.parametrize(
+    ("rules", "window_s", "most"),
+    [
+        ({"tenants": {TENANT: {"budgets": [{"window_s": 60, "requests": 19}]}}}, 60.0, 38),
+        ({"default_tenant": {"budgets": [{"window_s": 3600, "requests": 39}]}}, 60.0, 39),
+        ({"tenants": {TENANT: {"budgets": [{"window_s": 60, "requests": 5}]}}}, 419.0, None),
+        ({"tenants": {TENANT: {"budgets": [{"window_s": 60, "usd": 0.0}]}}}, 419.0, None),
+        (
+            {"keys": {KEY_ID: {"tenant": TENANT, "budgets": [{"window_s": 60, "requests": 9}]}}},
+            119.0,
+            27,
+        ),
+    ],
+)
+async def test_a_batch_with_more_lines_than_its_budget_ever_accepts_fails_before_one_runs(
+    tmp_path: Path, rules: dict[str, Any], window_s: float, most: int | None
+) -> None:
+    policy = Policy.model_validate(a_policy().model_dump() | rules)
+    site = Site(tmp_path, World(3), policy=policy)
+    # NOW is 20 s into a minute: 60 s from it lie in two windows of a minute, 419 s in eight.
+    folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + window_s)
+    assert await site.live(folder)
+    batch = folder.read()
+    if most is None:
+        assert batch.status == "completed"
+        return
+    assert (batch.status, site.world.ingest) == ("failed", [])
+    (error,) = batch.errors
+    assert (error.code, error.line) == ("insufficient_quota", None)
+    assert f"accepts at most {most} before" in error.message
+
+
+class Arriving(World):
+    """A world in which a result arrives each time that somebody looks at the clock."""
+
+    def now(self) -> float:
+        for take in self._takers.values():
+            for request_id, value in self.results[:1]:
+                take(request_id, value)
+        return super().now()
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_a_batch_tells_how_far_it_is_while_results_keep_arriving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_remote: bool
+) -> None:
+    site = Site(tmp_path, Arriving(3), is_remote=is_remote)
+    folder = site.create(file_of([chat_line(f"line {n}") for n in range(400)]), tmp_path)
+    seen: list[tuple[str, int]] = []
+
+    def write(self: BatchFolder, batch: BatchRecord) -> None:
+        seen.append((batch.status, batch.counts.completed))
+        written(self, batch)
+
+    written = type(folder).write
+    monkeypatch.setattr(type(folder), "write", write)
+    assert await site.live(folder)
+    counts = {completed for status, completed in seen if status == "in_progress"}
+    assert len(counts) > 3
+    assert folder.read().counts.completed == 400
 
 
 async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> None:
