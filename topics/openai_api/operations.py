@@ -7,7 +7,9 @@ _CHAT = "send the conversation to POST /v1/chat/completions"
 # By the beginning of the path.
 _INSTEAD = (
     ("/v1/responses", f"{_CHAT}, with `messages` in place of `input`"),
+    ("/v1/chat/completions/", "no answer is stored; GET /v1/requests/ID tells how one ended"),
     ("/v1/conversations", _CHAT),
+    ("/v1/chatkit", _CHAT),
     ("/v1/messages", f"it is Anthropic's; {_CHAT}"),
     ("/v1/assistants", _CHAT),
     ("/v1/threads", _CHAT),
@@ -18,6 +20,10 @@ _INSTEAD = (
     ("/v1/videos", "no pool makes videos"),
     ("/v1/fine_tuning", "models are declared in the fleet"),
     ("/v1/vector_stores", "embed texts by POST /v1/embeddings"),
+    ("/v1/evals", "run the cases as a batch, by POST /v1/batches"),
+    ("/v1/containers", "no pool runs code"),
+    ("/v1/skills", "send their text with the conversation"),
+    ("/v1/rerank", "embed texts by POST /v1/embeddings"),
     ("/v1/uploads", "upload a file whole, to POST /v1/files"),
 )
 

@@ -16,6 +16,11 @@ from gateway.http.middleware import as_api_error
         ("/v1/audio/transcriptions", "operation_not_served", "input_audio"),
         ("/v1/audio/speech", "operation_not_served", "no pool makes speech"),
         ("/v1/images/generations", "operation_not_served", "no pool makes images"),
+        ("/v1/chat/completions/chatcmpl-1", "operation_not_served", "/v1/requests/ID"),
+        ("/v1/evals", "operation_not_served", "/v1/batches"),
+        ("/v1/containers", "operation_not_served", "no pool runs code"),
+        ("/v1/skills", "operation_not_served", "with the conversation"),
+        ("/v1/rerank", "operation_not_served", "/v1/embeddings"),
         ("/v1/nothing", "unknown_url", "/docs"),
     ],
 )
