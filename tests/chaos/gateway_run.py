@@ -3,7 +3,8 @@
 python tests/chaos/gateway_run.py --batches 20 --streams 200
 
 Clients ask by HTTP alone, at either of two gateways, and come again with the same
-`Idempotency-Key` where one dies under them. A model server tells what ran, and for how long.
+`Idempotency-Key` where one dies under them. A model server tells what ran, and for how long. Lines
+have a budget that lets them wait, and a judge holds the books against the evidence.
 """
 
 import argparse
@@ -24,13 +25,16 @@ import aiohttp
 import orjson
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "overload")]
+HERE = ROOT / "tests"
+sys.path[:0] = [str(ROOT), *(str(HERE / name) for name in ("support", "overload", "chaos"))]
 
 from gateway_cases import KEY, MODEL, Door, fleet, opened_door
 from model_server import USAGE, Exchange, ModelServer
-from running_system import System, eventually
+from running_system import SPEED, System, eventually
 from stream import show
+from tenants import judged
 
+from streams.config.declarations import load_policy
 from topics.embedded_broker.broker import EmbeddedBroker
 from topics.embedded_broker.settings import free_port
 
@@ -39,6 +43,9 @@ PIECES = 12
 # After each piece, by the first word of what is asked.
 PAUSES_S = {"stream": 0.25, "batch": 0.02, "hold": 3600.0}
 LINES = 25
+# Of all lines together: there are windows in which it is full. The tenant's own only counts.
+TASK, LINES_BUDGET = "summarization", {"window_s": 10.0, "requests": 80}
+TENANT_BUDGET = {"window_s": 3600.0, "requests": 10**6, "tokens": 10**9, "usd": 10.0**5}
 # Between the beginnings of two batches, so that there is work under each kill.
 BATCH_EVERY_S = 2.5
 LEAVERS_PER_S, STAYS_S = 0.5, 1.0
@@ -229,7 +236,11 @@ async def batch(scene: Scene, number: int) -> None:
                 "custom_id": name,
                 "method": "POST",
                 "url": ENDPOINT,
-                "body": {"model": MODEL, "messages": [{"role": "user", "content": name}]},
+                "body": {
+                    "model": MODEL,
+                    "messages": [{"role": "user", "content": name}],
+                    "shunter": {"task": TASK},
+                },
             }
         )
         + b"\n"
@@ -346,14 +357,26 @@ async def clients(scene: Scene, batches: int, streams: int) -> None:
         done.set()
 
 
+def policy_changes() -> dict[str, Any]:
+    """Return what the run's policy has in place of the packaged one's, at the run's speed."""
+    faster = load_policy(None).faster(SPEED).model_dump(mode="json", exclude_none=True)
+    classes = dict(faster["classes"])
+    classes[TASK] |= {"budgets": [LINES_BUDGET]}
+    return {"classes": classes, "tenants": {"default": {"budgets": [TENANT_BUDGET]}}}
+
+
 @contextlib.asynccontextmanager
 async def scene_of(directory: Path) -> AsyncIterator[Scene]:
     """Start a system with two gateways on a broker of its own."""
+    changes = policy_changes()
     server, env = Server(), {"SHUNTER_GATEWAY_FILES": str(directory / "files")}
     with EmbeddedBroker(data_dir=directory / "kafka") as broker:
         async with (
             ModelServer(server.answer) as models,
-            System(broker.bootstrap_servers, "gates", directory, fleet(models.base_url)) as system,
+            System(
+                *(broker.bootstrap_servers, "gates", directory, fleet(models.base_url)),
+                policy_changes=changes,
+            ) as system,
             aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {KEY}"},
                 connector=aiohttp.TCPConnector(limit=0),
@@ -387,15 +410,19 @@ async def run(batches: int, streams: int, directory: Path) -> Any:
         calm = [s for s, is_calm in scene.left_s if is_calm]
         shaken = [s for s, is_calm in scene.left_s if not is_calm]
         lines = {said: n for said, n in scene.server.runs.items() if said.startswith("batch")}
+        await scene.system.catch_up()
+        books = await judged(scene.system, policy_changes(), scene.system.results.keys())
         return {
             "seconds": time.monotonic() - began,
             "kills": dict(Counter(name for name, _, _ in scene.kills)),
             "back_s_max": {
                 name: back_at - at for name, at, back_at in sorted(scene.kills, key=_took)
             },
-            "wrong": scene.wrong,
+            "wrong": scene.wrong + books.amiss,
             "batches": batches,
             "lines": batches * LINES,
+            "lines_turned_away_by_the_budget": books.counts["beyond a budget"],
+            "settled_by_the_evidence": books.counts["accepted within budgets"],
             "lines_run_again": sum(n - 1 for n in lines.values()),
             "streams": len(scene.tries),
             "streams_asked_again": sum(tries > 1 for tries in scene.tries),

@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,14 +184,15 @@ async def run(seconds: float, seed: int) -> tuple[Judge, dict[str, int]]:
                 load.publish(seconds), faults(system, broker, rng, seconds)
             )
             await system.wait_for_results(ids, END_S)
-            judge = await judged(system, ids)
+            judge = await judged(system, policy_changes(), ids)
+            judge.amiss += [f"{name}: no result" for name in ids if name not in system.results]
             watching.cancel()
             return judge, {name: done.count(name) for name in ("router", "worker", "broker")}
 
 
-async def judged(system: System, ids: list[str]) -> Judge:
+async def judged(system: System, policy: dict[str, Any], ids: Collection[str]) -> Judge:
     """Let the judge read all that there is, once the last settlement has been counted."""
-    judge = Judge(system.fleet, policy_changes())
+    judge = Judge(system.fleet, policy)
     end_at = time.monotonic() + 60
     while True:
         budgets = [(r.key, r.value) for r in await records_of(system, system.catalogue.budgets)]
@@ -207,7 +209,6 @@ async def judged(system: System, ids: list[str]) -> Judge:
     await system.catch_up()
     results = [each for name in ids for each in system.results.get(name, [])]
     judge.judge(system.evidence, results, budgets)
-    judge.amiss += [f"{name}: no result" for name in ids if name not in system.results]
     judge.amiss += await trail_problems(system)
     return judge
 
