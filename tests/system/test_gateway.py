@@ -1,6 +1,7 @@
 """The gateway before a real system, by OpenAI's own clients."""
 
 import asyncio
+import copy
 import hashlib
 import shutil
 import subprocess
@@ -39,6 +40,8 @@ HI = [{"role": "user", "content": "hi"}]
 HOLD = [{"role": "user", "content": "hold"}]
 HERE = Path(__file__).parent.parent / "producers" / "node"
 CANCELLED_S_MAX = 1.0
+# Of which no worker runs, and which has so many places.
+ABSENT, SERVED, PLACES = "absent-eu", "served-eu", 64
 SECRET = "what gateways and routers share"  # noqa: S105 - of these tests
 
 
@@ -56,13 +59,15 @@ class Bench:
 async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     async with ModelServer(BEHAVIOUR) as server:
         directory, declared = tmp_path_factory.mktemp("gateway"), fleet(server.base_url)
+        declared["pools"][ABSENT] = copy.deepcopy(declared["pools"][SERVED])
         prefix, secret = f"gateway-{time.time_ns()}", {"SHUNTER_KEY_SECRET": SECRET}
         async with System(kafka, prefix, directory, declared, extra_env=secret) as system:
             policy = yaml.safe_load((directory / "policy.yaml").read_text())
             policy["tenants"] = {"locked": {"needs_key": True}}
             (directory / "policy.yaml").write_text(yaml.safe_dump(policy))
-            system.start_all()
-            async with door(system) as opened, opened.client() as client:
+            system.start("router", SERVED, "sim-us")
+            files = {"SHUNTER_GATEWAY_FILES": str(directory / "files")}
+            async with door(system, **files) as opened, opened.client() as client:
                 await warm_up(client)
                 yield Bench(system, opened, server, client)
 
@@ -104,8 +109,9 @@ async def test_a_stream_has_the_form_of_openais(bench: Bench) -> None:
 
 
 async def test_a_stream_of_a_simulated_pool_comes_in_pieces_too(bench: Bench) -> None:
+    long = {"shunter": {"hints": {"output_tokens": 100}}}
     stream = await bench.client.chat.completions.create(
-        model=SIMULATED, messages=HI, max_tokens=3, stream=True
+        model=SIMULATED, messages=HI, max_tokens=3, stream=True, extra_body=long
     )
     chunks = [chunk.choices[0] async for chunk in stream]
     assert "".join(c.delta.content or "" for c in chunks) == "the yard sorts"
@@ -206,6 +212,50 @@ async def test_a_client_that_leaves_cancels_its_request(bench: Bench, streamed: 
     left_at = time.monotonic()
     await eventually(is_stopped, "it is stopped at the server")
     assert time.monotonic() - left_at < CANCELLED_S_MAX
+
+
+@pytest.mark.parametrize(("where", "pool"), [("held", ABSENT), ("placed", SERVED)])
+async def test_a_client_that_leaves_cancels_what_waits_in_hold_and_lane(
+    bench: Bench, where: str, pool: str
+) -> None:
+    """No worker of one pool runs; at the other all places are taken, so it stays in its lane."""
+    system = bench.system
+
+    async def all_run() -> bool:
+        return len(HELD) == PLACES
+
+    patient = {"X-Shunter-Deadline": "5m", "X-Shunter-Pools": pool}
+    asked: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": patient}
+    taking: list[asyncio.Task[Any]] = [
+        asyncio.create_task(bench.client.chat.completions.create(messages=HOLD, **asked))
+        for _ in range(PLACES if pool == SERVED else 0)
+    ]
+    if taking:
+        await eventually(all_run, "all places are taken")
+    await system.catch_up()
+    known = {step["request_id"] for step in system.evidence}
+    waiting = asyncio.create_task(bench.client.chat.completions.create(messages=HI, **asked))
+
+    def ids(kind: str) -> set[str]:
+        return {s["request_id"] for s in system.evidence if s["step"] == kind} - known
+
+    async def waits() -> bool:
+        await system.read()
+        return bool(ids(where))
+
+    async def is_cancelled() -> bool:
+        await system.read()
+        return ids("cancelled") == ids(where) <= system.results.keys()
+
+    await eventually(waits, f"it is {where}")
+    waiting.cancel()
+    left_at = time.time()
+    await eventually(is_cancelled, "it is cancelled")
+    (request_id,) = ids(where)
+    assert system.result(request_id)["timing"]["started_at"] is None
+    assert system.result(request_id)["timing"]["finished_at"] - left_at < CANCELLED_S_MAX
+    for stream in await asyncio.gather(*taking):
+        await stream.close()
 
 
 async def test_half_an_answer_never_looks_whole(bench: Bench) -> None:
@@ -310,12 +360,14 @@ async def test_nodes_client(bench: Bench, tmp_path: Path) -> None:
     await asyncio.to_thread(
         subprocess.run, ["npm", "ci", "--silent"], cwd=tmp_path, check=True, timeout=120
     )
-    command = ["node", "client.mjs", f"{bench.door.url}/v1", KEY, MODEL]
+    command = ["node", "client.mjs", f"{bench.door.url}/v1", KEY, MODEL, EMBEDDER]
     done = await asyncio.to_thread(
         subprocess.run, command, cwd=tmp_path, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stderr.decode()
     said = orjson.loads(done.stdout)
-    assert said["answer"] == said["streamed"] == "one two three"
-    assert (said["chunks"], said["usage"]) == (6, 10)
-    assert (said["status"], said["code"]) == (404, "model_not_found")
+    for way in ("answer", "streamed", "gathered", "batched"):
+        assert said[way] == "one two three", way
+    assert (said["chunks"], said["usage"], said["embedding"]) == (6, 10, [0.5])
+    assert said["unknown"] == [404, "model_not_found"]
+    assert said["responses"] == [404, "operation_not_served"]
