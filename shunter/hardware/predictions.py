@@ -15,6 +15,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.schema import did_you_mean
 from policies.config.serving import KVPrecision
 from policies.hardware.closed_loop import Means, closed_loop
+from policies.hardware.roofline import MEMORY_UTILIZATION, Roofline
 from shunter.console import named, read_input
 
 REQUIRED = (
@@ -26,6 +27,7 @@ REQUIRED = (
     "output_tokens",
     "concurrency",
 )
+OPTIONAL = ("requests", "length_low", "kv_precision", "expert_parallel")
 REQUESTS_PER_CLIENT = 10
 # Far beyond what a server runs; a mistyped number must not take hours.
 DEVICES_MAX, TOKENS_MAX, CLIENTS_MAX, REQUESTS_MAX = 1024, 10_000_000, 65_536, 1_000_000
@@ -77,7 +79,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     are no UTF-8 spoil the value that has them alone.
 
     Raises:
-        UnreadableError: there is no such file, it is no CSV, or it lacks a column.
+        UnreadableError: there is no such file, it is no CSV, it lacks a column, or has one twice
+            that counts.
     """
     try:
         text = read_input(path).decode("utf-8-sig", errors="replace").lstrip()
@@ -93,6 +96,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if missing:
         raise UnreadableError(
             f"{named(path)}: has no column {', '.join(missing)}: the first line names the columns"
+        )
+    twice = [name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1]
+    if twice:
+        raise UnreadableError(
+            f"{named(path)}: has {', '.join(twice)} more than once: leave one column of each name"
         )
     empty = dict.fromkeys(header, "")
     return [empty | dict(zip(header, row, strict=False)) for row in rows if row not in ([], [""])]
@@ -128,10 +136,22 @@ def predict(asked: Configuration) -> Means:
         roofline = roofline_of(
             device, model, asked.precision, asked.tensor_parallel, asked.kv_precision
         )
+        if roofline.kv_capacity_tokens(roofline.weights_bytes) < 1:
+            raise RowError(_too_heavy(roofline))
         latency_s = device.serving.first_token_ms / 1000 if device.serving else 0.0
         return closed_loop(roofline, latency_s, asked.lengths(), asked.concurrency)
     except ValueError as error:
         raise RowError(str(error)) from error
+
+
+def _too_heavy(roofline: Roofline) -> str:
+    weights_gb, usable_gb = (
+        size / 1e9 for size in (roofline.weights_bytes, MEMORY_UTILIZATION * roofline.memory_bytes)
+    )
+    return (
+        f"the weights take {weights_gb:,.1f} GB of the {usable_gb:,.1f} GB that a server uses of "
+        f"this memory: give more devices, or a lower precision"
+    )
 
 
 def configuration(row: Mapping[str, str], catalogue: HardwareCatalogue) -> Configuration:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Literal
 
-from policies import Member, ReleaseInputs, Situation, Windows, bind, windows_of
+from policies import Arrivals, Member, ReleaseInputs, Situation, Windows, bind, windows_of
 from policies.batching.groups import group_in
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
 from streams.cancellation.index import CANCELLED, Cancellations
 from streams.engine.log import Partition, Record
-from topics import BadRecordError, Profile, Shadow
+from topics import BadRecordError, Profile, Progress, Shadow
 from topics.records import headers as h
 
 # Without a release a partition's progress, and the group's offset behind it, is only for lag tools,
@@ -97,13 +97,22 @@ class HeldPartition:
             self.outside.add(found.id)
         return found
 
-    def forget_set_aside(self, next_offset: int) -> None:
-        """Skip offsets that progress has passed: their records were set aside."""
-        self.unreadable = {
-            key: (record, error)
-            for key, (record, error) in self.unreadable.items()
-            if record.offset >= next_offset
-        }
+    def is_read(self, end: int, progress: Progress | None, arrivals: Arrivals) -> None:
+        """End a takeover: the log was read up to ``end``.
+
+        Records that progress has passed were set aside before. What is held says how soon others
+        come to a process that has seen nothing of its group.
+        """
+        self.next_offset = end
+        if progress is not None:
+            self.unreadable = {
+                key: (record, error)
+                for key, (record, error) in self.unreadable.items()
+                if record.offset >= progress.next_offset
+            }
+        for members in self.windows.groups():
+            group = next(iter(members)).group
+            arrivals.recall(group, (member.held_at for member in members))
 
     def drop(self, request_id: str) -> None:
         """Remove a request from the hold."""

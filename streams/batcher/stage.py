@@ -132,9 +132,7 @@ class Batcher:
         async for records in log.read({partition: start}, {partition: end}):
             for record in records:
                 self._take(held, record)
-        if progress is not None:
-            held.forget_set_aside(progress.next_offset)
-        held.next_offset = end
+        held.is_read(end, progress, self._situation.arrivals)
         self._log = log
         return held.next_offset
 

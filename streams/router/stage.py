@@ -118,11 +118,13 @@ class Router(ImmediateStage):
         self._shadow = terms.shadow
         self._gate.take(terms.situation.policy)
         self._sampler.policy = terms.situation.policy
+        self._see_part()
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read the last ids, or the accounts; decisions depend on no other state."""
         if partition.topic == self._catalogue.requests:
             self._ingest.add(partition)
+            self._see_part()
             await self._duplicates.restore(partition, progress, log)
         elif partition.topic == self._catalogue.accounts:
             await self._accounts.restore(partition, log)
@@ -130,6 +132,7 @@ class Router(ImmediateStage):
     def forget(self, partition: Partition) -> None:
         """Drop the ids, or the accounts, of a partition that is another's."""
         self._ingest.discard(partition)
+        self._see_part()
         self._duplicates.forget(partition)
         if partition.topic == self._catalogue.accounts:
             self._accounts.forget(partition)
@@ -302,6 +305,12 @@ class Router(ImmediateStage):
     def _part(self) -> float:
         """This router's part of the ingest partitions."""
         return len(self._ingest) / self._catalogue.partitions
+
+    def _see_part(self) -> None:
+        """Have arrivals counted for the other routers' as well: a group has one window for all."""
+        for here in (self._situation, self._shadow):
+            if here is not None:
+                here.arrivals.see_part(self._part)
 
     def _tag(
         self,

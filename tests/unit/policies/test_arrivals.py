@@ -82,6 +82,45 @@ def test_one_that_is_alone_is_no_company_to_itself() -> None:
     assert found.rate_besides("g", NOW, NOW + 1) == pytest.approx(1 / MEMORY_S, rel=0.01)
 
 
+def test_one_of_several_routers_expects_what_all_of_them_see() -> None:
+    alone, one_of_four = Arrivals(1e-4), Arrivals(1e-4)
+    one_of_four.see_part(0.25)
+    for number in range(400):
+        alone.observe("g", NOW + number / 4)
+        if number % 4 == 0:
+            one_of_four.observe("g", NOW + number / 4)
+    now = NOW + 100
+    assert one_of_four.rate_per_s("g", now) == pytest.approx(alone.rate_per_s("g", now), rel=0.05)
+    assert alone.rate_per_s("g", now) == pytest.approx(4.0, rel=0.1)
+
+
+def test_one_that_is_alone_is_none_to_itself_at_one_of_several_routers_either() -> None:
+    found = Arrivals(1e-4)
+    found.see_part(0.25)
+    found.observe("g", NOW)
+    assert found.rate_besides("g", NOW, NOW + 1) <= 1.01e-4
+
+
+def test_a_router_that_gives_all_partitions_away_keeps_its_measure() -> None:
+    found = Arrivals(1e-4)
+    found.see_part(0.5)
+    found.see_part(0.0)
+    found.observe("g", NOW)
+    assert found.rate_per_s("g", NOW) == pytest.approx(2 / MEMORY_S, rel=0.01)
+
+
+def test_what_is_held_tells_of_arrivals_as_if_they_had_been_seen() -> None:
+    times = [NOW, NOW + 5, NOW + 2, NOW + 40]
+    recalled, observed = Arrivals(PRIOR), Arrivals(PRIOR)
+    recalled.recall("g", times)
+    for at in sorted(times):
+        observed.observe("g", at)
+    assert recalled.rate_per_s("g", NOW + 50) == pytest.approx(observed.rate_per_s("g", NOW + 50))
+    before = observed.rate_per_s("g", NOW + 50)
+    observed.recall("g", times)
+    assert observed.rate_per_s("g", NOW + 50) == before
+
+
 def test_a_policy_whose_times_are_divided_learns_as_much_sooner() -> None:
     options, policy = some_options(), a_policy()
     rates = []

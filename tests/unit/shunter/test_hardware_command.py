@@ -78,6 +78,20 @@ def test_a_file_that_cannot_be_read_ends_with_2(tmp_path: Path) -> None:
     assert typed("list", "--catalogue", str(tmp_path / "none.yaml")).exit_code == 2
 
 
+@pytest.mark.parametrize("column", ["device", "kv_precision"])
+def test_a_column_that_counts_stands_there_once(tmp_path: Path, column: str) -> None:
+    header = f"{HEADER},{column}" if column == "device" else f"{HEADER},{column},{column}"
+    result = typed("predict", written(tmp_path, f"{ROW},h200,", header=header), "--json")
+    assert result.exit_code == 2
+    assert f"has {column} more than once" in result.stderr
+    assert len(predicted(tmp_path, f"{ROW},a,b", header=f"{HEADER},note,note")) == 1
+
+
+def test_weights_that_do_not_fit_are_told_as_such(tmp_path: Path) -> None:
+    (found,) = predicted(tmp_path, "h100,qwen3-235b-a22b,bf16,1,512,64,4")
+    assert str(found["error"]).startswith("the weights take 470.0 GB of the 72.0 GB"), found
+
+
 ODD_FILES = {
     "a byte order mark": f"\ufeff{HEADER}\n{ROW}\n",
     "line ends of Windows": f"{HEADER}\r\n{ROW}\r\n",

@@ -40,6 +40,17 @@ async def test_what_is_restored_after_compaction_is_the_same() -> None:
     assert sorted(keys(yard.lane("boards-us", "batch"))) == [f"s{n}" for n in range(6)]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_new_owner_takes_what_is_held_for_a_sign_of_more(count: int) -> None:
+    yard = Yard(policy=POLICY.replace("prior_rate_per_s: 0.5", "prior_rate_per_s: 0.0001"))
+    for n in range(count):
+        hold(yard, f"s{n}", held_at=START + n)
+    yard.clock.at = START + count
+    await look(yard)
+    # One alone goes at once, where its pool is idle; three are expected to become four.
+    assert len(yard.lane("boards-us", "batch")) == (1 if count == 1 else 0)
+
+
 async def test_a_new_owner_reads_from_where_anything_is_held() -> None:
     yard = Yard()
     transactor = await run(yard, make_batcher(yard))

@@ -22,7 +22,7 @@ from stream_cases import (
 )
 
 from shunter.audit.replay import replay_steps
-from streams.engine.log import Outgoing, Record
+from streams.engine.log import Outgoing, Partition, Record
 from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
 from topics.records import headers as h
 from topics.records.decision_rows import rounded
@@ -527,3 +527,24 @@ async def test_what_exceeds_a_tenants_rate_is_rejected_and_the_others_are_not() 
     (rejected, *_) = yard.evidence("rejected")
     assert rejected.message is not None
     assert "'acme' exceeds its rate; try again in" in rejected.message
+
+
+async def test_one_of_several_routers_counts_the_company_that_comes_to_the_others() -> None:
+    yard = Yard()
+    router, log = make_router(yard), MemoryLog(yard.cluster)
+    ingest = [Partition(yard.catalogue.requests, number) for number in range(4)]
+
+    def counted(group: str) -> float:
+        arrivals = router._situation.arrivals
+        before = arrivals.rate_per_s(group, START)
+        arrivals.observe(group, START)
+        return arrivals.rate_per_s(group, START) - before
+
+    for partition in ingest:
+        await router.restore(partition, None, log)
+    whole = counted("of all")
+    router.forget(ingest[0])
+    router.forget(ingest[1])
+    assert counted("of half") == pytest.approx(2 * whole)
+    router.forget(ingest[2])
+    assert counted("of a quarter") == pytest.approx(4 * whole)
