@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from streams.engine.trace_context import Context
 from topics import InferenceRequest, Placement, Profile, Response, ServerLoad, Usage, VariantStatus
 
 Retry = Literal["here", "elsewhere", "never"]
@@ -31,7 +32,8 @@ class Call:
 
     ``tell``, if given, is called with each piece of the answer as it comes: a chunk as an
     OpenAI-compatible server streams it. Backends without streaming never call it. ``meter`` takes
-    what a try has used that raises, cancellation included.
+    what a try has used that raises, cancellation included. ``context`` is the trace and the span
+    below which a server's own spans belong; None where nobody traces.
     """
 
     request: InferenceRequest
@@ -39,6 +41,7 @@ class Call:
     placement: Placement
     tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None
     meter: CallMeter = field(default_factory=CallMeter)
+    context: Context | None = None
 
     @property
     def is_direct(self) -> bool:

@@ -57,7 +57,8 @@ class Task:
         """Return the call for its backend."""
         routed = self.routed
         tell = None if self.stream is None else self.stream.tell
-        return Call(routed.request, routed.profile, routed.placement, tell, self.meter)
+        what = (routed.request, routed.profile, routed.placement)
+        return Call(*what, tell, self.meter, routed.record.context)
 
     def spent(self) -> Spent | None:
         """Return what its tries here cost that gave no answer; None for nothing."""

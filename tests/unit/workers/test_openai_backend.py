@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from shunter.cli import app
 from shunter.console import UserError
+from streams.engine.trace_context import Context
 from topics import Usage
 from workers.backends.base import BackendSettingError, CallError
 
@@ -190,6 +191,15 @@ async def test_cached_tokens_are_told() -> None:
 
     async with serving(cached) as server, backend_at(server.base_url) as backend:
         assert (await backend.execute(call())).usage == Usage(7, 3, 5)
+
+
+async def test_a_server_that_traces_gets_the_context_of_the_lane() -> None:
+    context = Context(0xA1, 0xB2, is_sampled=True)
+    async with serving() as server, backend_at(server.base_url) as backend:
+        for given in (context, None, context._replace(span_id=0)):
+            await backend.execute(replace(call(), context=given))
+    seen = [exchange.headers.get("traceparent") for exchange in server.asked]
+    assert seen == [f"00-{0xA1:032x}-{0xB2:016x}-01", None, None]
 
 
 async def test_a_key_of_the_environment_and_the_served_name_are_sent(

@@ -217,7 +217,7 @@ class OpenAIBackend:
         try:
             async with (
                 asyncio.timeout(self._declared.first_token_s_max) as limit,
-                self._server.post(PATHS[operation], body) as response,
+                self._server.post(PATHS[operation], body, call.context) as response,
             ):
                 if is_streamed and response.content_type == "text/event-stream":
                     await self._refuse_unless_good(response)

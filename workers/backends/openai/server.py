@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 
 from policies.config.fleet import OpenAIBackendConfig as Declared
+from streams.engine.trace_context import Context
 from topics.credentials import conceal
 from workers.backends.base import BackendSettingError, CallError
 from workers.backends.openai.answers import bad_answer
@@ -54,16 +55,21 @@ class OpenAIServer:
             await self._session.close()
 
     @contextlib.asynccontextmanager
-    async def post(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def post(
+        self, path: str, body: dict[str, Any], context: Context | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request and yield the answer, whose body is still to be read.
 
-        Leaving early closes the connection, which tells the server that nobody waits.
+        Leaving early closes the connection, which tells the server that nobody waits. A server
+        that traces has its spans below that of ``context``.
 
         Raises:
             CallError: no answer came, or the connection broke while it was read.
         """
-        url = f"{self._base_url}/{path}"
-        async with self._opened("POST", url, self._headers, orjson.dumps(body)) as response:
+        url, headers = f"{self._base_url}/{path}", self._headers
+        if context is not None and context.span_id:
+            headers = headers | {"traceparent": context.header().decode()}
+        async with self._opened("POST", url, headers, orjson.dumps(body)) as response:
             yield response
 
     @contextlib.asynccontextmanager
