@@ -356,8 +356,13 @@ def _why(
 
 
 def codes_by_pool(options: Options, refused: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the reason code of each pool, by the last of it; one without any lacks the model."""
-    return dict.fromkeys(options.by_pool, "model_not_served") | dict(refused)
+    """Return the reason code of each pool; one without any lacks the model.
+
+    Of a pool's variants one counts that is refused for the time being, else the last.
+    """
+    found = list(refused)
+    passing = [(pool, code) for pool, code in found if code in PASSING]
+    return dict.fromkeys(options.by_pool, "model_not_served") | dict(found) | dict(passing)
 
 
 def _unplaced(

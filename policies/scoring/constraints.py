@@ -173,5 +173,10 @@ def _explained(code: str) -> str:
 
 def explain(refusals: Sequence[tuple[str, str]]) -> str:
     """Return refusals, as (pool, reason code), as one sentence for people."""
-    parts = [f"{pool} {_explained(code)}" for pool, code in refusals]
-    return "no pool can serve this request: " + "; ".join(parts) if parts else "there is no pool"
+    told = explain_each(refusals)
+    return f"no pool can serve this request: {told}" if told else "there is no pool"
+
+
+def explain_each(refusals: Sequence[tuple[str, str]]) -> str:
+    """Return refusals, as (pool, reason code), in words; empty without any."""
+    return "; ".join(f"{pool} {_explained(code)}" for pool, code in refusals)

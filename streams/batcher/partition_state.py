@@ -1,12 +1,14 @@
 """The batcher's state of one partition of the hold."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Literal
 
 from policies import Arrivals, Member, ReleaseInputs, Situation, Windows, bind, windows_of
 from policies.batching.groups import group_in
+from policies.scoring.constraints import explain_each
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
 from streams.cancellation.index import CANCELLED, Cancellations
@@ -24,10 +26,7 @@ OLDEST_OF_PER_S = 10_000
 Unanswered = Literal["expired", "rejected", "failed", "cancelled"]
 GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
     "deadline_passed": ("expired", "the deadline passed while the request waited"),
-    "pool_unavailable": (
-        "rejected",
-        "no pool that may serve this request had a live worker that could, in time",
-    ),
+    "pool_unavailable": ("rejected", "no pool took this request in time"),
     "cancelled": ("cancelled", CANCELLED),
     "outside_bound": (
         "rejected",
@@ -36,6 +35,18 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
 """The end and message of a held request that is given up, by reason."""
+
+
+def given_up(reason: str, why: Mapping[str, str]) -> tuple[Unanswered, str]:
+    """Return the end of a held request, and its message.
+
+    Args:
+        reason: a key of ``GIVEN_UP``.
+        why: the reason code of each pool that doesn't take it now: one without a worker, one whose
+            circuit is open and one without power are mended in different places.
+    """
+    status, message = GIVEN_UP[reason]
+    return status, f"{message}: {explain_each(list(why.items()))}" if why else message
 
 
 @dataclass(frozen=True, slots=True)

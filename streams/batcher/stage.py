@@ -22,7 +22,7 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from streams.batcher.partition_state import GIVEN_UP, HeldPartition, Judged
+from streams.batcher.partition_state import HeldPartition, Judged, given_up
 from streams.batcher.payload_cache import Payloads, Room
 from streams.batcher.prefetch import Prefetch
 from streams.cancellation.index import Cancellations, message_of
@@ -360,12 +360,12 @@ class Batcher:
 
     def _give_up(self, held: HeldPartition, end: Expelled, now: float) -> Effect:
         profile, source = end.member.profile, self._source(held, end.member)
-        status, message = GIVEN_UP[end.reason]
+        why = self._placer.refusals(profile, now) if end.reason == "pool_unavailable" else {}
+        status, message = given_up(end.reason, why)
         is_wanted = end.reason != "cancelled"
         to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         status = "failed" if tried and status == "rejected" else status
-        why = self._placer.refusals(profile, now) if end.reason == "pool_unavailable" else {}
         error = ResultError(end.reason, to_client, (why | tried) or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._evidence_writer.ended(

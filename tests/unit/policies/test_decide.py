@@ -23,6 +23,7 @@ from policy_cases import (
 
 from policies import Decision, FleetView, Situation, idle_view, situation
 from policies.fleet_state.view import MISSED_BEATS_MAX
+from policies.placement.decide import codes_by_pool
 from policies.scoring.candidates import Candidates
 from policies.scoring.estimate import chance, estimate
 from topics import Candidate, Fallback, Profile, VariantStatus
@@ -198,6 +199,14 @@ def test_whatever_lives_is_taken_before_what_may_come() -> None:
 def test_a_request_that_only_dead_pools_may_serve_waits_for_them() -> None:
     decision = decide_in(profile(regions=("eu-west",)), a_situation("silicon"), NOW)
     assert (decision.action, decision.reason) == ("hold", "pool_unavailable")
+
+
+def test_a_pool_is_told_by_its_variant_that_time_may_help() -> None:
+    options = a_situation().options
+    first, second, *others = options.by_pool
+    refused = [(first, "circuit_open"), (first, "precision"), (second, "region")]
+    rest = dict.fromkeys(others, "model_not_served")
+    assert codes_by_pool(options, refused) == {first: "circuit_open", second: "region", **rest}
 
 
 @pytest.mark.parametrize("state", ["draining", "down"])

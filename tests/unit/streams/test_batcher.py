@@ -13,7 +13,17 @@ from streams.batcher import payload_cache
 from streams.batcher import stage as batcher
 from streams.batcher.partition_state import COMMIT_EVERY_S
 from streams.engine.log import LogError, Outgoing, Partition
-from topics import Batch, Cancellation, Envelope, Fallback, Placement, Profile, Progress, decode
+from topics import (
+    Batch,
+    Cancellation,
+    Envelope,
+    Fallback,
+    Placement,
+    Profile,
+    Progress,
+    VariantStatus,
+    decode,
+)
 from topics.records import headers as h
 
 
@@ -185,8 +195,30 @@ async def test_a_request_for_which_no_pool_comes_is_rejected_after_its_longest_w
         "premium-eu": "pool_unavailable",
         "boards-us": "lane",
     }
+    assert "premium-eu has no live worker" in result.error.message
     assert [e.step for e in yard.evidence()] == ["rejected"]
     assert not yard.held()
+
+
+async def test_a_rejection_tells_a_failing_server_from_a_pool_without_workers() -> None:
+    yard = Yard(live=[])
+    batcher, pool = make_batcher(yard), "premium-eu"
+    failing = {o.variant: VariantStatus(circuit="open") for o in yard.options.by_pool[pool]}
+    batcher._situation.view.report(heartbeat(yard.options, pool, START, variants=failing))
+    hold(yard, "c0", task="chat")
+    transactor = await run(yard, batcher)
+    yard.clock.at = START + 30.2
+    await transactor.step()
+    error = yard.results()["c0"].error
+    assert error is not None
+    assert error.code == "pool_unavailable"
+    assert error.details is not None
+    assert error.details["premium-us"] == "pool_unavailable"
+    assert error.details["premium-eu"] == "circuit_open"
+    assert "premium-us has no live worker" in error.message
+    assert "premium-eu fails, and gets no work until it answers a probe" in error.message
+    (evidence,) = yard.evidence()
+    assert evidence.message == error.message
 
 
 async def test_one_that_was_tried_before_it_waited_in_vain_has_failed_and_tells_where() -> None:
