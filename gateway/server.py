@@ -25,6 +25,7 @@ from gateway.http.middleware import answer_in_form, as_api_error
 from gateway.http.pages import docs, index, metrics, openapi
 from gateway.http.state import BY_TURN, GATEWAY, Gateway
 from streams.engine.clock import SystemClock
+from streams.hosting.stop_limit import limit_stop
 from streams.kafka.follower import TopicFollower
 from streams.tracing.setup import from_environment
 from topics import Settings
@@ -182,10 +183,17 @@ async def run_gateway(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(THREADS, "store"))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def told_to_stop() -> None:
+        if not stop.is_set():
+            limit_stop(loop.time, STOP_S_MAX)
+        stop.set()
+
     async with serving(settings) as (gateway, port):
         scheme = "http" if settings.gateway_tls_cert is None else "https"
+        # Not before: until it serves it has nothing to end, and Kafka may keep it from starting.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told_to_stop)
         logger.info("the gateway answers at %s://%s:%d", scheme, settings.gateway_host, port)
         tasks = [
             asyncio.create_task(stop.wait()),

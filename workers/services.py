@@ -65,7 +65,8 @@ class DrainingService(StageService):
         super().__init__(steps, "worker")
         self._worker = worker
         # A part is left for what is under way to be committed.
-        self._drain_s_max = NOTICE_SHARE * notice_s or settings.drain_s_max
+        self.drain_s_max = NOTICE_SHARE * notice_s or settings.drain_s_max
+        """How long it goes on with what it has, in seconds."""
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _look(self) -> None:
@@ -80,7 +81,7 @@ class DrainingService(StageService):
         """Take no more, commit requests that finish in time, leave the rest uncommitted."""
         self._worker.is_draining = True
         loop = asyncio.get_running_loop()
-        end_at = loop.time() + self._drain_s_max
+        end_at = loop.time() + self.drain_s_max
         while self._worker.has_open and loop.time() < end_at:
             await self._transactor.step()
         await super().on_stop()

@@ -3,7 +3,8 @@
 from aiohttp import web
 
 from gateway.http.errors import json_response
-from gateway.http.state import GATEWAY
+from gateway.http.state import GATEWAY, Gateway
+from streams.hosting.readiness import no_broker, readiness_told
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -13,9 +14,12 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Answer 200 while requests are taken."""
-    gateway = request.app[GATEWAY]
-    ready = gateway.exchange.is_up and not gateway.is_stopping
-    return json_response(
-        {"status": "ready" if ready else "not ready"}, status=200 if ready else 503
-    )
+    """Answer 200 while requests are taken and can be published."""
+    content = readiness_told(_obstacle(request.app[GATEWAY]) or no_broker())
+    return json_response(content, status=503 if "reason" in content else 200)
+
+
+def _obstacle(gateway: Gateway) -> str | None:
+    if not gateway.exchange.is_up:
+        return "results are not read"
+    return "the gateway stops" if gateway.is_stopping else None

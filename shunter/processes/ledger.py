@@ -26,6 +26,6 @@ def run_ledger(settings: Settings, window_s: float, *, by_tenant: bool = False) 
     run_app(
         *("ledger", settings, [FollowerService(ledger)]),
         # Faust serves pages before its services have started.
-        is_ready=lambda: ledger.follows,
+        obstacle=lambda: None if ledger.follows else "the topics are not read to their ends yet",
         pages={"/ledger": ledger.page},
     )

@@ -167,6 +167,12 @@ def _metrics(
     return metrics
 
 
+def _obstacle(worker: Worker, breakers: Breakers) -> str | None:
+    if worker.is_draining:
+        return "the worker drains"
+    return None if breakers.is_any_closed else "no circuit of a variant is closed"
+
+
 def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
     """Serve a pool until stopped, or hand the requests in its lanes to other pools.
 
@@ -201,9 +207,8 @@ def _run_worker(
     follows: Declarations | None,
 ) -> NoReturn:
     """Serve by what is declared; ``follows`` fills what changes leave open, None follows none."""
-    catalogue = Catalogue(settings)
     policy, options = declared.policy, compile_options(declared.fleet)
-    served = served_by(pool, options)
+    catalogue, served = Catalogue(settings), served_by(pool, options)
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)
     uniform = random.SystemRandom().random
     attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)
@@ -238,8 +243,8 @@ def _run_worker(
     active.tell(metrics.change)
     active.tell(lambda here: _end_if_other(pool, served, here))
     followers: list[TopicFollower] = [CancellationFollower(settings, cancellations)]
-    if follows is not None:
-        followers.append(_policies(settings, active, follows, clock))
+    followers += [] if follows is None else [_policies(settings, active, follows, clock)]
+    drain = DrainingService(worker, settings, signer, metrics, observers, keep, served[0].notice_s)
     run_app(
         f"worker-{pool}",
         settings,
@@ -253,12 +258,13 @@ def _run_worker(
             ),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, signer, metrics, observers, keep, served[0].notice_s),
+            drain,
             Heartbeat(
                 *(settings, pool, worker, backend, breakers, experience, clock),
                 state="draining" if follows is None else "up",
             ),
         ],
-        is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
+        obstacle=lambda: _obstacle(worker, breakers),
+        work_s_max=drain.drain_s_max,
         metrics=metrics.page,
     )

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from mode import Service, Worker
 
 from streams.engine.concurrency import wait_for_all
 from streams.engine.transactor import Transactor
+from streams.hosting.readiness import no_broker, readiness_told
+from streams.hosting.stop_limit import limit_stop
 from streams.hosting.web import View, WebRequest
 from streams.kafka.follower import TopicFollower
 from streams.kafka.rebalance_patch import NameLostError
@@ -88,6 +91,19 @@ class _App(faust.App):  # type: ignore[misc]
                 # What a service used while it started has been closed before that was cancelled.
                 raise asyncio.CancelledError from error
             raise
+
+
+class _Worker(Worker):  # type: ignore[misc]
+    """Faust's worker; its stop has a limit."""
+
+    mundane_level = "debug"
+
+    work_s_max = 0.0
+
+    def _schedule_shutdown(self, signal_: signal.Signals) -> None:
+        if not self._signal_stop_time:
+            limit_stop(self.loop.time, self.work_s_max)
+        super()._schedule_shutdown(signal_)
 
 
 def _end_soon(status: int) -> None:
@@ -205,7 +221,8 @@ def run_app(
     settings: Settings,
     services: Sequence[Service],
     *,
-    is_ready: Callable[[], bool] = lambda: True,
+    obstacle: Callable[[], str | None] = lambda: None,
+    work_s_max: float = 0.0,
     pages: Mapping[str, Page] | None = None,
     views: Mapping[str, View] | None = None,
     metrics: MetricsPage | None = None,
@@ -216,7 +233,8 @@ def run_app(
         name: of the process, as in its logs.
         settings: for listening and logging.
         services: started in this order, stopped in the reverse.
-        is_ready: returns whether work can be done, once all services run.
+        obstacle: returns why no work can be done, though all services run; None if it can.
+        work_s_max: how long it may go on with what it has when it is told to stop, in seconds.
         pages: those beside health and readiness, by path.
         views: the same, for pages that read their request.
         metrics: the page at ``/metrics``.
@@ -236,7 +254,7 @@ def run_app(
         datadir=Path(tempfile.gettempdir()) / "shunter-faust",
     )
     if settings.web_port:
-        _add_health(app, services, is_ready)
+        _add_health(app, services, obstacle)
         for path, page in (pages or {}).items():
             _add_page(app, path, page)
         for path, view in (views or {}).items():
@@ -245,7 +263,8 @@ def run_app(
             _add_metrics(app, metrics)
     calm_garbage_collector()
     keep_freed_memory()
-    worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+    worker = _Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+    worker.work_s_max = work_s_max
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
 
@@ -300,11 +319,19 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES_MAX)
 
 
-def _add_health(app: faust.App, services: Sequence[Service], is_ready: Callable[[], bool]) -> None:
-    """Serve ``/healthz`` while every service runs, ``/readyz`` while it also can do work."""
+def _add_health(
+    app: faust.App, services: Sequence[Service], obstacle: Callable[[], str | None]
+) -> None:
+    """Serve ``/healthz`` while every service runs, ``/readyz`` while it also can do work.
+
+    A process without a broker can do none, but lives: a new one would be no better off.
+    """
 
     def is_up() -> bool:
         return all(service.started and not service.crashed for service in services)
+
+    def reason() -> str | None:
+        return (obstacle() or no_broker()) if is_up() else "a part of the process does not run"
 
     @app.page("/healthz")  # type: ignore[untyped-decorator]
     async def health(view: Any, _request: Any) -> Any:
@@ -313,7 +340,5 @@ def _add_health(app: faust.App, services: Sequence[Service], is_ready: Callable[
 
     @app.page("/readyz")  # type: ignore[untyped-decorator]
     async def readiness(view: Any, _request: Any) -> Any:
-        ready = is_up() and is_ready()
-        return view.json(
-            {"status": "ready" if ready else "not ready"}, status=200 if ready else 503
-        )
+        content = readiness_told(reason())
+        return view.json(content, status=503 if "reason" in content else 200)

@@ -96,6 +96,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._metadata_max_age_ms = WATCH_MS
+        self._answered_at = self._loop.time()
         self._locks: defaultdict[Any, asyncio.Lock] = defaultdict(asyncio.Lock)
         _clients[next(_numbers)] = self
 
@@ -115,6 +116,11 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         return nullcontext()
 
     @property
+    def silent_s(self) -> float:
+        """For how long no broker has told this client which brokers there are, in seconds."""
+        return float(self._loop.time() - self._answered_at)
+
+    @property
     def _cluster(self) -> tuple[Any, Any] | None:
         """The cluster of this client, None while it is not in use."""
         is_used = self._sync_task is not None and not self._is_let_go
@@ -123,9 +129,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
     def _beside(self) -> list["_Client"]:
         """Return the clients of the same cluster that are in use, in order of creation."""
         own = (self._loop, self._bootstrap_servers)
-        # Copied in one go: clients of other threads come and go meanwhile.
-        found = (known() for known in _clients.valuerefs())
-        return [client for client in found if client is not None and client._cluster == own]  # noqa: SLF001
+        return [client for client in _in_use() if client._cluster == own]  # noqa: SLF001
 
     @property
     def hosts(self) -> list[tuple[str, int, Any]]:
@@ -148,6 +152,8 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         nodes = self._nodes()
         if not nodes or ("bootstrap", ConnectionGroup.DEFAULT) in self._conns:
             known: bool = await super()._metadata_update(cluster_metadata, topics)
+            if known:
+                self._answered_at = self._loop.time()
             return known
         # An empty list asks for the brokers alone; the library asks for each topic of the cluster.
         request = MetadataRequest(None if topics is None else list(topics))
@@ -182,6 +188,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
 
     def _look_round(self, cluster_metadata: Any) -> None:
         """Drop brokers that are no longer listed, and notify the other clients of a change."""
+        self._answered_at = self._loop.time()
         brokers = cluster_metadata.brokers()
         there = frozenset(broker.nodeId for broker in brokers)
         addresses = frozenset((broker.host, broker.port) for broker in brokers)
@@ -238,6 +245,21 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         if connection is None:
             await asyncio.sleep(RECONNECT_S)
         return connection
+
+
+def _in_use() -> list[_Client]:
+    """Return the clients of this process that are in use, in order of creation."""
+    # Copied in one go: clients of other threads come and go meanwhile.
+    found = (known() for known in _clients.valuerefs())
+    return [each for each in found if each is not None and each._cluster is not None]  # noqa: SLF001
+
+
+def silent_s() -> float:
+    """Return for how long no broker has answered any client of this process, in seconds.
+
+    One of them asks every 0.5 s. 0 if none is in use. Any thread may call this.
+    """
+    return min((client.silent_s for client in _in_use()), default=0.0)
 
 
 def _give_up(addresses: frozenset[tuple[str, int]]) -> None:

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway.http.connection import LINGER_S
 from gateway.server import listening, make_gateway
+from streams.hosting import readiness
 from topics import Settings
 from topics.signing.key_files import KeyFileError
 
@@ -192,3 +193,24 @@ async def test_tls_by_files(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match=r"key\.pem"):
         async with opened(gateway_tls_cert=pem, gateway_tls_key=private):
             pass
+
+
+async def told(port: int, path: str) -> tuple[int, Any]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    try:
+        async with asyncio.timeout(90):
+            return await answer(reader)
+    finally:
+        writer.close()
+
+
+async def test_a_gateway_that_no_broker_answers_is_not_ready_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as port:
+        assert await told(port, "/readyz") == (200, {"status": "ready"})
+        monkeypatch.setattr(readiness, "silent_s", lambda: 11.0)
+        reason = "no Kafka broker answers for 11 s"
+        assert await told(port, "/readyz") == (503, {"status": "not ready", "reason": reason})
+        assert await told(port, "/healthz") == (200, {"status": "up"})

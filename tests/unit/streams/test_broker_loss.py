@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -285,3 +286,22 @@ async def test_nobody_waits_for_a_broker_that_another_client_knows_is_gone(
         again = asyncio.create_task(client.ready(2))
         assert await opening.get() == "two"
     again.cancel()
+
+
+@pytest.mark.kafka
+async def test_brokers_are_silent_for_as_long_as_none_answers_any_client(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_loss, "_clients", weakref.WeakValueDictionary())
+    assert broker_loss.silent_s() == 0
+    async with reader(settings) as one, reader(settings) as other:
+        clients = one._client, other._client
+        for client in clients:
+            # Else they ask by themselves.
+            client._sync_task.cancel()
+            client._answered_at -= 100
+        clients[0]._answered_at -= 100
+        assert 100 <= broker_loss.silent_s() < 150
+        await clients[0].fetch_all_metadata()
+        assert broker_loss.silent_s() < 50
+    assert broker_loss.silent_s() == 0

@@ -3,9 +3,13 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from streams.hosting import readiness, services
 from streams.service import Repeated
 
 # Blocks that together are more than glibc keeps by itself, as those of a poll of large requests.
@@ -125,6 +129,78 @@ def test_a_process_that_is_told_to_stop_while_it_starts_has_not_failed(starting:
         timeout=50,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+HANGING = """
+import asyncio, itertools, os, signal, tempfile
+from mode import Service
+from streams.hosting import stop_limit
+from streams.hosting.services import run_app
+from topics import Settings
+
+class HangsWhenStopped(Service):
+    @Service.task
+    async def _run(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def on_stop(self):
+        await asyncio.sleep(60)
+
+children = {}
+for limit, silence, work_s_max in ((0.5, 0.0, 0.1), (60.0, 70.0, 60.0)):
+    told = tempfile.TemporaryFile()
+    if (child := os.fork()) == 0:
+        os.dup2(told.fileno(), 2)
+        stop_limit.STOP_S_MAX, stop_limit.SILENT_S_MAX = limit, 0.5
+        stop_limit.silent_s = lambda: silence
+        run_app("test", Settings(web_port=0), [HangsWhenStopped()], work_s_max=work_s_max)
+    children[child] = told
+for child, told in children.items():
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    told.seek(0)
+    lines = [line for line in told.read().decode().splitlines() if "the process ends" in line]
+    print(status, *lines)
+"""
+
+
+def test_a_process_that_was_told_to_stop_ends_though_kafka_or_a_part_of_it_hangs() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", HANGING], check=False, capture_output=True, text=True, timeout=50
+    )
+    by_limit, by_silence = ran.stdout.splitlines()
+    assert by_limit.startswith("0 "), ran.stderr
+    assert "its parts have not stopped in 1 s" in by_limit
+    assert by_silence.startswith("0 "), ran.stderr
+    assert "no Kafka broker answers" in by_silence
+
+
+async def test_readiness_says_why_there_is_none_and_liveness_is_another_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pages: dict[str, Callable[[Any, None], Awaitable[Any]]] = {}
+
+    def page(path: str) -> Callable[[Any], None]:
+        return lambda shown: pages.update({path: shown})
+
+    def told(content: dict[str, str], status: int) -> tuple[int, str | None]:
+        return status, content.get("reason")
+
+    view = SimpleNamespace(json=told)
+    part = SimpleNamespace(started=True, crashed=False)
+    obstacle: str | None = None
+    services._add_health(SimpleNamespace(page=page), [part], lambda: obstacle)  # type: ignore[arg-type, list-item]
+    health, ready = pages["/healthz"], pages["/readyz"]
+    assert await ready(view, None) == (200, None)
+    monkeypatch.setattr(readiness, "silent_s", lambda: readiness.SILENT_S_MAX + 2)
+    assert await ready(view, None) == (503, "no Kafka broker answers for 12 s")
+    assert await health(view, None) == (200, None)
+    monkeypatch.setattr(readiness, "silent_s", lambda: readiness.SILENT_S_MAX - 2)
+    assert await ready(view, None) == (200, None)
+    obstacle = "no room"
+    assert await ready(view, None) == (503, "no room")
+    part.crashed = True
+    assert await ready(view, None) == (503, "a part of the process does not run")
+    assert (await health(view, None))[0] == 503
 
 
 async def test_what_is_repeated_goes_on_until_it_is_stopped_and_says_nothing(
