@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from gateway.exchange.mailbox import Mailbox
 from streams.engine.log import Partition, Record
-from streams.kafka.reader import PASSED_BY_SEEKING, consumer_options
+from streams.kafka.reader import PASSED_BY_SEEKING, close_consumer, consumer_options
 from streams.kafka.record_batches import records_of
 from topics import Catalogue, Settings
 from topics.admin.provisioning import AdminError, partition_counts
@@ -70,7 +70,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for consumer in self._consumers:
-            await consumer.stop()
+            await close_consumer(consumer)
 
     @property
     def failure(self) -> BaseException | None:

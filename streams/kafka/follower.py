@@ -9,7 +9,7 @@ from aiokafka.errors import CorruptRecordException
 
 from streams.engine.log import Partition, Record
 from streams.engine.unexpected_errors import log_unexpected
-from streams.kafka.reader import consumer_options, reader
+from streams.kafka.reader import close_consumer, consumer_options, reader
 from streams.kafka.record_batches import records_of, seek_back
 from topics import Settings
 
@@ -61,7 +61,7 @@ class TopicFollower(ABC):
             await self._consumer.start()
             await self._catch_up()
         except BaseException:
-            await self._consumer.stop()
+            await close_consumer(self._consumer)
             raise
 
     async def _catch_up(self) -> None:
@@ -115,4 +115,4 @@ class TopicFollower(ABC):
 
     async def stop(self) -> None:
         """Close the reader."""
-        await self._consumer.stop()
+        await close_consumer(self._consumer)

@@ -27,6 +27,7 @@ from streams.kafka.reader import (
     PASSED_BY_SEEKING,
     REBALANCE_S,
     buffered,
+    close_consumer,
     consumer_options,
     read_some,
     reader,
@@ -124,7 +125,7 @@ class KafkaLog:
         if self._consumer is not None:
             consumer, self._consumer, self._has_started = self._consumer, None, False
             await say_farewell(consumer)
-            await consumer.stop()
+            await close_consumer(consumer)
 
     async def poll(
         self,

@@ -63,7 +63,24 @@ async def reader(
             await lent._client.set_topics(asks)  # noqa: SLF001 - see above
         yield lent
     finally:
-        await lent.stop()
+        await close_consumer(lent)
+
+
+async def close_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Close a consumer, also one whose broker is gone.
+
+    The library's own close awaits each fetch that it cancels. One that waits to try again raises
+    that cancellation, as if the caller were cancelled, and all behind it stays open.
+    """
+    fetcher: Any = consumer._fetcher  # noqa: SLF001 - see above
+    if fetcher is not None:
+        # The first makes the others.
+        for fetches in ((fetcher._fetch_task,), fetcher._pending_tasks):  # noqa: SLF001 - likewise
+            for fetch in fetches:
+                fetch.cancel()
+            await asyncio.gather(*fetches, return_exceptions=True)
+        fetcher._pending_tasks.clear()  # noqa: SLF001 - likewise
+    await consumer.stop()
 
 
 async def read_some(

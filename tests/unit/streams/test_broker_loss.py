@@ -305,3 +305,18 @@ async def test_brokers_are_silent_for_as_long_as_none_answers_any_client(
         await clients[0].fetch_all_metadata()
         assert broker_loss.silent_s() < 50
     assert broker_loss.silent_s() == 0
+
+
+@pytest.mark.kafka
+async def test_a_consumer_is_closed_though_a_fetch_waits_for_a_broker_that_is_gone(
+    settings: Settings,
+) -> None:
+    """Else whoever stops it is taken for cancelled: a gateway that was told to stop had failed."""
+    async with reader(settings) as consumer:
+        waiting = asyncio.create_task(asyncio.sleep(60))
+        consumer._fetcher._pending_tasks.add(waiting)
+        await consumer._client.fetch_all_metadata()
+        connections = list(consumer._client._conns.values())
+    assert waiting.cancelled()
+    assert connections
+    assert not any(each.connected() for each in connections)
