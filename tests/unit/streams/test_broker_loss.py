@@ -313,9 +313,10 @@ async def test_a_consumer_is_closed_though_a_fetch_waits_for_a_broker_that_is_go
 ) -> None:
     """Else whoever stops it is taken for cancelled: a gateway that was told to stop had failed."""
     async with reader(settings) as consumer:
+        await consumer._client.fetch_all_metadata()
+        # The fetcher has begun by now.
         waiting = asyncio.create_task(asyncio.sleep(60))
         consumer._fetcher._pending_tasks.add(waiting)
-        await consumer._client.fetch_all_metadata()
         connections = list(consumer._client._conns.values())
     assert waiting.cancelled()
     assert connections
