@@ -12,6 +12,7 @@ from policies.hardware.accelerator import VariantLimits
 from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
+from policies.hardware.pool_fill import PoolFill
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
@@ -69,6 +70,7 @@ class ModelPool:
         self._draw = draw
         self._pace = Pace()
         self._experience = Experience(options[0].failure_rate)
+        self._fill = PoolFill()
         self._tries: dict[str, Try] = {}
         # By replica, then by variant.
         self._shares = [
@@ -220,6 +222,8 @@ class ModelPool:
         outcome, profile = attempt.outcome, attempt.outcome.profile
         usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
         self._experience.completed(profile, attempt.option.variant, usage)
+        if profile.ttft_s is not None or profile.tpot_s is not None:
+            self._fill.ended(is_kept=not (outcome.missed_ttft or outcome.missed_tpot))
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
             return
@@ -285,7 +289,7 @@ class ModelPool:
     def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
-            chosen = choose_replica(self.replicas, ask, now)
+            chosen = choose_replica(self.replicas, ask, now, self._fill.limits)
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen

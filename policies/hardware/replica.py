@@ -264,8 +264,10 @@ def _computed_tokens(job: Job) -> int:
     return max(1, job.input_tokens - job.cached_tokens)
 
 
-def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
-    """Return the index of the replica that should serve the request.
+def choose_replica(
+    replicas: Sequence[Replica], ask: Ask, now: float, usual: FillLimits = USUAL
+) -> int:
+    """Return the index of the replica that should serve the request, filled as is usual at first.
 
     Work gathers: a replica that decodes the variant already takes one more sequence for the price
     of its own tokens, one that is busy with another streams that variant's weights as well, and an
@@ -290,16 +292,17 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
 
     order = sorted(range(len(replicas)), key=rank)
     keeps = [i for i in order if replicas[i].cached_tokens(ask.variant, ask.session)]
-    keeps = [index for index in keeps if replicas[index].can_take(ask, now)]
+    keeps = [index for index in keeps if replicas[index].can_take(ask, now, usual)]
     busy = next((index for index in keeps if replicas[index].jobs), None)
     if busy is not None:
         return busy
-    best = next((index for index in order if replicas[index].can_take(ask, now)), None)
+    best = next((index for index in order if replicas[index].can_take(ask, now, usual)), None)
     if best is not None:
         if ask.session is not None and replicas[best].displaced_s(ask):
-            keeps += _with_space(replicas, order, ask, now)
+            keeps += _with_space(replicas, order, ask, now, usual)
         return min([best, *keeps], key=lambda i: replicas[i].price_s(ask)) if keeps else best
-    for limits in LESS_ROOM:
+    for less in LESS_ROOM:
+        limits = FillLimits(*map(max, usual, less))
         best = next((i for i in order if replicas[i].can_take(ask, now, limits)), None)
         if best is not None:
             return best
@@ -314,8 +317,9 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
 
 
 def _with_space(
-    replicas: Sequence[Replica], order: Sequence[int], ask: Ask, now: float
+    replicas: Sequence[Replica], order: Sequence[int], ask: Ask, now: float, usual: FillLimits
 ) -> list[int]:
     """Return the first replicas that can take the request and have space for what it leaves."""
-    able = (i for i in order if not replicas[i].displaced_s(ask) and replicas[i].can_take(ask, now))
+    spacious = (index for index in order if not replicas[index].displaced_s(ask))
+    able = (index for index in spacious if replicas[index].can_take(ask, now, usual))
     return list(islice(able, SPACES))

@@ -8,7 +8,7 @@ from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Learned, OptionState
 from policies.fleet_state.estimate_terms import DecodeStep
-from policies.hardware.replica import TPOT_SHARE
+from policies.hardware.pool_fill import FULL
 from topics import Candidate, LatencyError, Profile
 from topics.records.money import NANO
 from topics.records.placement import CandidatePath
@@ -152,7 +152,7 @@ def _in_company(
         context_tokens = profile.input_tokens + profile.output_tokens // 2
         rates = roofline.pair_s, roofline.kv_token_s, roofline.step_overhead_s
         crowd_s += _step_s(crowd, context_tokens, *rates) / standing.pace
-    limit_s = inf if profile.tpot_s is None else TPOT_SHARE * profile.tpot_s
+    limit_s = inf if profile.tpot_s is None else FULL.tpot_share * profile.tpot_s
     tpot_s = max(tpot_s, min(crowd_s, limit_s))
     return tpot_s, max(others_s, min(mixed_s, tpot_s))
 

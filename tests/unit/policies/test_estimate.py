@@ -20,7 +20,8 @@ from policies.fleet_state.candidate_load import (
     standing_of,
 )
 from policies.fleet_state.view import FleetView
-from policies.hardware.replica import OWN_REPLICA_SHARE, TPOT_SHARE
+from policies.hardware.pool_fill import FULL
+from policies.hardware.replica import OWN_REPLICA_SHARE
 from policies.hardware.roofline import Roofline
 from policies.placement.placer import Placer
 from policies.scoring.estimate import Estimate, chance, estimate
@@ -95,7 +96,7 @@ def plain_estimate(
     tpot_s = least_tpot_s = step / pace + others_s
     if load.gathered is not None:
         crowd = step_s(min(option.max_batch, each + members)) if steps else 0.0
-        limit_s = inf if profile.tpot_s is None else TPOT_SHARE * profile.tpot_s
+        limit_s = inf if profile.tpot_s is None else FULL.tpot_share * profile.tpot_s
         tpot_s = max(tpot_s, min(mixed_s + crowd / pace, limit_s))
         others_s = max(others_s, min(mixed_s, tpot_s))
     ahead = max(0, running + members - slots)

@@ -11,7 +11,8 @@ from policies import FleetView, Inputs, Option, compile_options, decide
 from policies.backtest.scores import calibration_of
 from policies.config.fleet import OpenAIBackendConfig
 from policies.fleet_state.candidate_load import OptionState
-from policies.hardware.replica import OWN_REPLICA_SHARE, TPOT_SHARE
+from policies.hardware.pool_fill import FULL
+from policies.hardware.replica import OWN_REPLICA_SHARE
 from policies.scoring.estimate import chance, estimate
 from topics import VariantStatus
 
@@ -50,7 +51,7 @@ def test_at_low_traffic_all_variants_are_expected_on_one_replica_and_can_be_kept
     assert promised.least_tpot_s == pytest.approx(step_s(found, SMALL, 1))
     # What its pool would break an SLO by goes to another replica.
     strict = replace(ASKED, tpot_s=mixed_s)
-    assert estimate(strict, here, 0.0).tpot_s == pytest.approx(TPOT_SHARE * mixed_s)
+    assert estimate(strict, here, 0.0).tpot_s == pytest.approx(FULL.tpot_share * mixed_s)
     kept = chance(strict, estimate(strict, here, 0.0), 0.0, 0.35)
     assert kept > 0.999 > chance(strict, promised._replace(least_tpot_s=mixed_s), 0.0, 0.35)
 

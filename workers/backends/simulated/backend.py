@@ -18,10 +18,12 @@ from policies.hardware.accelerator import (
 )
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
+from policies.hardware.pool_fill import PoolFill
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
+from policies.scoring.slo import kept
 from streams.engine.clock import Clock
 from topics import Profile, Response, ServerLoad, Usage, VariantStatus
 from topics.bounded_dict import BoundedDict
@@ -79,6 +81,7 @@ class SimulatedBackend:
         self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
         self._pace = Pace()
+        self._fill = PoolFill()
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -150,7 +153,7 @@ class SimulatedBackend:
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
         answer = body(call.request, profile, variant, (tokens, cached), self._clock.now(), ended)
-        return Outcome(
+        outcome = Outcome(
             Response(200, answer),
             Usage(profile.input_tokens, tokens, min(cached, profile.input_tokens)),
             started_at=origin_s + done.started_at / self._time_scale,
@@ -158,6 +161,24 @@ class SimulatedBackend:
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+        self._count_kept(profile, outcome, tokens)
+        return outcome
+
+    def _count_kept(self, profile: Profile, outcome: Outcome, tokens: int) -> None:
+        """Tell the pool's fill whether a request with a latency SLO kept it."""
+        if profile.ttft_s is None and profile.tpot_s is None:
+            return
+        first_at, tpot_s = outcome.first_token_at, None
+        if first_at is not None and tokens > 1:
+            tpot_s = (outcome.finished_at - first_at) / (tokens - 1)
+        found = kept(
+            in_time=True,
+            ttft_s=None if first_at is None else first_at - profile.created_at,
+            ttft_max_s=profile.ttft_s,
+            tpot_s=tpot_s,
+            tpot_max_s=profile.tpot_s,
+        )
+        self._fill.ended(is_kept=found["all"])
 
     async def _streamed(
         self,
@@ -237,7 +258,9 @@ class SimulatedBackend:
                 tpot_s=self._in_model(profile.tpot_s),
                 session=_session(profile),
             )
-            chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
+            limits = self._fill.limits
+            index = choose_replica(self._replicas, ask, self._model_now(), limits)
+            chosen = self._replicas[index]
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen
