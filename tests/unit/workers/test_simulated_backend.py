@@ -14,9 +14,12 @@ from simulation.loop import VirtualLoop
 from stream_cases import make_options, make_policy, make_profile, request, soon
 
 from policies import Option
+from policies.hardware import pool_fill
+from policies.hardware.replica import USUAL, FillLimits, choose_replica
 from streams.engine.clock import SystemClock
 from topics import Placement, parse_request
 from workers.backends.base import Call, CallError, Outcome
+from workers.backends.simulated import backend as simulated
 from workers.backends.simulated.backend import SimulatedBackend
 from workers.backends.simulated.responses import (
     EMBEDDING_DIMENSIONS,
@@ -444,3 +447,24 @@ async def test_a_turn_of_a_session_finds_what_the_last_one_left(start: Start) ->
     assert (await turn("e", 1600, session="s", metadata=known)).usage.cached_tokens == 700
     named = {"model": "yard-8b", "messages": [], "prompt_cache_key": "s"}
     assert (await turn("f", 1700, body=named)).usage.cached_tokens == 1620
+
+
+async def test_replicas_are_filled_further_where_requests_keep_their_slo_and_less_after_a_miss(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled_to: list[FillLimits] = []
+
+    def chosen(replicas: Any, ask: Any, now: float, limits: FillLimits) -> int:
+        filled_to.append(limits)
+        return choose_replica(replicas, ask, now, limits)
+
+    monkeypatch.setattr(simulated, "choose_replica", chosen)
+    monkeypatch.setattr(pool_fill, "MISS_STEP", 1.0)
+    monkeypatch.setattr(pool_fill, "MISSED_MAX", 1.0)
+    backend = await start()
+    for tpot_s in (1000.0, 1e-9, 1000.0):
+        call = sized(f"within {tpot_s} {len(filled_to)}", 100, 10)
+        await backend.execute(
+            replace(call, profile=replace(call.profile, ttft_s=None, tpot_s=tpot_s))
+        )
+    assert filled_to == [USUAL, pytest.approx(pool_fill.FULL), USUAL]
