@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Generator
-from itertools import count
+from collections.abc import Awaitable
+from itertools import chain, count
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
-    IllegalOperation,
     InvalidTimestampError,
     InvalidTransactionTimeout,
     KafkaError,
@@ -17,9 +16,11 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from streams.engine.log import GroupOffset, LogError, Outgoing
 from streams.kafka.broker_loss import client_options
+from streams.kafka.transaction import TransactionRequests
 from streams.kafka.transaction_recovery import Producer, has_committed
 from topics import Settings
 from topics.registry import OUTPUT_BYTES_MAX
@@ -60,40 +61,44 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 class _Batch:
-    """Records for one partition; awaited, it ends when the broker has them or refuses them."""
+    """Records for one partition, and the future that ends when the broker has or refuses them."""
 
-    def __init__(self, writer: "KafkaWriter", builder: Any) -> None:
+    def __init__(self, builder: BatchBuilder) -> None:
         self.builder = builder
-        self.sent: Awaitable[object] | None = None
-        self._writer = writer
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def __await__(self) -> Generator[Any, None, object]:
-        if self.sent is None:
-            yield from self._writer.flush().__await__()
-        if self.sent is None:
-            raise AssertionError("a flush sends each batch")
-        return (yield from self.sent.__await__())
+    def end(self, error: BaseException | None) -> None:
+        """Tell all that wait; whoever was cancelled does so no more."""
+        if self.outcome.done():
+            return
+        if error is None:
+            self.outcome.set_result(None)
+        else:
+            self.outcome.set_exception(error)
+            # A first failure may be all that a caller wants to know.
+            self.outcome.exception()
 
 
 class KafkaWriter:
     """A transactional producer that takes batches, not records.
 
-    The client makes a future for each record that it is given, wakes its waiters, and looks its
-    topic up again.
+    What was queued goes out together when the caller waits for it, or when it is too much.
     """
 
     def __init__(self, producer: AIOKafkaProducer, fenced: Producer) -> None:
         """Take a started producer, and what its coordinator knows it by."""
         self._producer = producer
         self._fenced = fenced
+        self._requests = TransactionRequests(producer.client, fenced)
         self._written: set[TopicPartition] = set()
         self._began_at = 0.0
         self._connections: list[Any] = []
-        # The batches to hand over, by partition; the last of them takes more.
+        # The batches to send, by partition; the last of them takes more.
         self._waiting: dict[TopicPartition, list[_Batch]] = {}
         self._waiting_bytes = 0
         self._partitions: dict[str, list[int]] = {}
         self._sending = asyncio.Lock()
+        self._sends: set[asyncio.Task[None]] = set()
 
     @property
     def is_cut_off(self) -> bool:
@@ -113,7 +118,7 @@ class KafkaWriter:
     async def begin(self) -> None:
         """Open a transaction."""
         self._began_at = asyncio.get_running_loop().time()
-        await self._producer.begin_transaction()
+        self._requests.begin()
         self._written.clear()
         # Partitions may have been added to a topic.
         self._partitions.clear()
@@ -123,12 +128,18 @@ class KafkaWriter:
         key, value, headers = record.key, record.value, record.headers
         if value is not None and len(value) > OUTPUT_BYTES_MAX:
             raise MessageSizeTooLargeError(f"a value of {len(value):,} bytes")
+        partitions = await self._partitions_of(record.topic)
         number = record.partition
         if number is None:
-            number = _PARTITIONER(key, await self._partitions_of(record.topic), [])
+            number = _PARTITIONER(key, partitions, [])
         where = TopicPartition(record.topic, number)
         if self._waiting_bytes > WAITING_BYTES_MAX:
-            await self.flush()
+            await self._send_waiting()
+        if not self._waiting:
+            # It begins when the caller waits for the first time: for what it has queued.
+            sending = asyncio.ensure_future(self._send_waiting())
+            self._sends.add(sending)
+            sending.add_done_callback(self._sends.discard)
         self._waiting_bytes += 0 if value is None else len(value)
         batches = self._waiting.setdefault(where, [])
         while (
@@ -136,47 +147,45 @@ class KafkaWriter:
             or batches[-1].builder.append(timestamp=None, key=key, value=value, headers=headers)
             is None
         ):
-            batches.append(_Batch(self, self._producer.create_batch()))
-        return batches[-1]
+            batches.append(_Batch(self._producer.create_batch()))
+        return batches[-1].outcome
 
-    async def flush(self) -> None:
-        """Pass the queued records to the client.
+    async def _send_waiting(self) -> None:
+        """Send the queued records, in one request to each leader where that is possible.
 
-        It takes a second batch of a partition when it sends the first. So partitions take turns,
-        and it knows of all of them before it adds the first to the transaction.
+        A request has one batch of a partition. So partitions take turns, and all of them are added
+        to the transaction at once.
         """
         async with self._sending:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
             self._written.update(waiting)
-            for turn in count():
-                left = [(where, of[turn]) for where, of in waiting.items() if turn < len(of)]
-                if not left:
-                    return
-                for (topic, number), batch in left:
-                    try:
-                        batch.sent = await self._producer.send_batch(
-                            batch.builder, topic, partition=number
-                        )
-                    except IllegalOperation as error:
-                        raise self._why(error) from error
-
-    def _why(self, error: Exception) -> BaseException:
-        """Return what ended the transaction meanwhile, which the client reports only at its end."""
-        ended = self._producer._txn_manager._transaction_waiter  # noqa: SLF001 - nobody else knows
-        return (ended.exception() if ended is not None and ended.done() else None) or error
+            try:
+                await self._requests.add(waiting)
+                for turn in count():
+                    batches = {where: of[turn] for where, of in waiting.items() if turn < len(of)}
+                    if not batches:
+                        return
+                    builders = {where: batch.builder for where, batch in batches.items()}
+                    for where, error in (await self._requests.produce(builders)).items():
+                        batches[where].end(error)
+            except Exception as error:  # noqa: BLE001 - whoever waits for a batch is told
+                for batch in chain.from_iterable(waiting.values()):
+                    batch.end(error)
 
     async def commit(self, moved: GroupOffset | None = None) -> None:
         """Commit, with a group's offset if one is set with it."""
         if moved is not None:
-            offsets = {TopicPartition(*moved.partition): moved.next_offset}
-            await self._producer.send_offsets_to_transaction(offsets, moved.group)
-        # If the broker dies in the commit, the client retries over others, and succeeds.
+            partition = TopicPartition(*moved.partition)
+            await self._requests.set_offset(moved.group, partition, moved.next_offset)
+        # If the broker dies in the commit, it is retried over others, and succeeds.
         before = self._used()
-        await self._producer.commit_transaction()
+        await self._requests.commit()
         self._connections = before + self._used()
 
     async def close(self) -> None:
         """Close the connections, without waiting for an answer that never comes."""
+        for sending in self._sends:
+            sending.cancel()
         await let_go(self._producer)
 
     def _used(self) -> list[Any]:

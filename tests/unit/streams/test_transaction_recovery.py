@@ -178,7 +178,7 @@ async def test_a_writer_that_was_cut_off_goes_on_where_nothing_of_it_hangs(
         await writer.begin()
         if not counted:
             # As `leave_hanging` does: this partition gets no marker.
-            producer._txn_manager._txn_partitions.add(TopicPartition(TOPIC, number))
+            writer._requests._added.add(TopicPartition(TOPIC, number))
         await (await writer.send(Outgoing(TOPIC, b"k", b"whole", partition=number)))
         await (await writer.send(Outgoing(TOPIC, b"k", b"whole", partition=2)))
         await writer.commit()
@@ -243,7 +243,7 @@ async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
     log = await joined(settings, "inference.test-cut-commit")
     writer = await log.fence(f"{ID}-cut-commit")
     assert isinstance(writer, KafkaWriter)
-    producer, commit = writer._producer, writer._producer.commit_transaction
+    producer, commit = writer._producer, writer._requests.commit
 
     async def commit_cut_off() -> None:
         for connection in list(producer.client._conns.values()):
@@ -252,7 +252,7 @@ async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
         await producer.client.force_metadata_update()
         await commit()
 
-    monkeypatch.setattr(producer, "commit_transaction", commit_cut_off)
+    monkeypatch.setattr(writer._requests, "commit", commit_cut_off)
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", b"cut in the commit", partition=0)))
     await writer.commit()

@@ -1,0 +1,286 @@
+"""The requests of a transaction, each sent and awaited by whoever makes the transaction.
+
+aiokafka's own producer gives them to a task that looks after each answer what to do next, with a
+future and a wake-up for each, and waits for 20 ms where the markers of the last transaction are not
+all written yet (docs/decisions/0058-requests-of-a-transaction.md). The client, its connections, its
+metadata and the forms of requests and batches are still its own.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    CoordinatorNotAvailableError,
+    DuplicateSequenceNumber,
+    GroupAuthorizationFailedError,
+    InvalidProducerEpoch,
+    KafkaError,
+    LeaderNotAvailableError,
+    NotCoordinatorError,
+    OperationNotAttempted,
+    ProducerFenced,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    TxnOffsetCommitRequest,
+)
+
+from streams.kafka.transaction_recovery import Producer
+
+# The markers of the last transaction are written within some ms, by all brokers that have one.
+PAUSE_S, PAUSE_S_MAX, PAUSE_GROWTH = 0.002, 0.02, 1.5
+ALL_IN_SYNC = -1
+# So long a leader waits for the other replicas: the client's limit of a request.
+REPLICAS_MS = 40_000
+NO_LEADER = -1
+
+# The markers of the last transaction, and a request of which another part was refused.
+TRIED_AGAIN = (ConcurrentTransactions, OperationNotAttempted)
+KEYED = (GroupAuthorizationFailedError, TransactionalIdAuthorizationFailed)
+
+Codes = Iterator[tuple[str | None, int]]
+"""What an answer tells of: a topic or None, and its error code, 0 for none."""
+
+
+class TransactionRequests:
+    """Sends what the transactions of one producer consist of, one after the other.
+
+    A passing error is met by another try, which may go to another broker; whoever calls sets a
+    limit. After any other error, and after a cancelled call, the producer has to be replaced.
+    """
+
+    def __init__(self, client: AIOKafkaClient, producer: Producer) -> None:
+        """Take the client of a started producer, and what its coordinator knows it by."""
+        self._client = client
+        self._producer = producer
+        self._coordinators: dict[CoordinationType, int] = {}
+        self._added: set[TopicPartition] = set()
+        self._is_open = False
+        self._sequences: dict[TopicPartition, int] = {}
+
+    def begin(self) -> None:
+        """Begin a transaction, of which its coordinator knows from the first that is added on."""
+        self._added.clear()
+        self._is_open = False
+
+    async def add(self, partitions: Collection[TopicPartition]) -> None:
+        """Add partitions to the transaction, as far as they are not in it.
+
+        Raises:
+            TopicAuthorizationFailedError: some may not be written to.
+            KafkaError: the coordinator refuses.
+        """
+        new = [p for p in partitions if p not in self._added]
+        if not new:
+            return
+        request = AddPartitionsToTxnRequest(*self._producer, _by_topic(new))
+        await self._ask_coordinator(CoordinationType.TRANSACTION, request, _codes_by_partition)
+        self._added.update(new)
+        self._is_open = True
+
+    async def produce(
+        self, batches: Mapping[TopicPartition, BatchBuilder]
+    ) -> Mapping[TopicPartition, KafkaError | None]:
+        """Send one batch to each of some partitions that were added; return what is refused.
+
+        Returns:
+            The error by which the leader refuses the batch, None if it has it, of each partition.
+
+        Raises:
+            UnknownTopicOrPartitionError: there is no such partition.
+        """
+        left: dict[TopicPartition, bytes] = {}
+        outcomes: dict[TopicPartition, KafkaError | None] = {}
+        for where, builder in batches.items():
+            _, producer_id, epoch = self._producer
+            builder._set_producer_state(producer_id, epoch, self._sequences.get(where, 0))  # noqa: SLF001 - as its client does
+            left[where] = builder._build()  # noqa: SLF001 - likewise
+        while left:
+            found = await self._produce_once(left)
+            for where, error in found.items():
+                if isinstance(error, DuplicateSequenceNumber):
+                    # An earlier try, whose answer was lost.
+                    error = None  # noqa: PLW2901
+                if error is not None and error.retriable:
+                    continue
+                outcomes[where] = error
+                del left[where]
+                if error is None:
+                    counted = batches[where].record_count()
+                    self._sequences[where] = self._sequences.get(where, 0) + counted
+            if left:
+                # Whoever leads may have changed; the client asks in turn.
+                await asyncio.sleep(PAUSE_S)
+                await self._client.force_metadata_update()
+                self._require(left)
+        return outcomes
+
+    async def set_offset(self, group: str, partition: TopicPartition, offset: int) -> None:
+        """Set a group's offset with the transaction.
+
+        Raises:
+            KafkaError: a coordinator refuses.
+        """
+        added = AddOffsetsToTxnRequest(*self._producer, group)
+        await self._ask_coordinator(CoordinationType.TRANSACTION, added, _code)
+        self._is_open = True
+        topics = [(partition.topic, [(partition.partition, offset, "")])]
+        name, producer_id, epoch = self._producer
+        committed = TxnOffsetCommitRequest(name, group, producer_id, epoch, topics)
+        await self._ask_coordinator(CoordinationType.GROUP, committed, _codes_by_partition, group)
+
+    async def commit(self) -> None:
+        """Commit; it is decided when this ends, and readers see it some ms later.
+
+        Raises:
+            KafkaError: the coordinator refuses.
+        """
+        if self._is_open:
+            request = EndTxnRequest(*self._producer, True)
+            await self._ask_coordinator(CoordinationType.TRANSACTION, request, _code)
+
+    def _require(self, partitions: Collection[TopicPartition]) -> None:
+        for topic, number in partitions:
+            known = self._client.cluster.partitions_for_topic(topic)
+            if known is not None and number not in known:
+                raise UnknownTopicOrPartitionError(f"{topic} has no partition {number}")
+
+    async def _produce_once(
+        self, batches: Mapping[TopicPartition, bytes]
+    ) -> dict[TopicPartition, KafkaError | None]:
+        """Ask the leader of each; return what each says."""
+        by_leader: dict[int, list[TopicPartition]] = {}
+        outcomes: dict[TopicPartition, KafkaError | None] = {}
+        for where in batches:
+            leader = self._client.cluster.leader_for_partition(where)
+            if leader is None or leader == NO_LEADER:
+                outcomes[where] = LeaderNotAvailableError(f"{where.topic}[{where.partition}]")
+            else:
+                by_leader.setdefault(leader, []).append(where)
+        asked = [self._ask_leader(leader, led, batches) for leader, led in by_leader.items()]
+        # One leader, which is all there is on one broker, needs no task.
+        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        for answer in answers:
+            outcomes |= answer
+        return outcomes
+
+    async def _ask_leader(
+        self, leader: int, led: list[TopicPartition], batches: Mapping[TopicPartition, bytes]
+    ) -> dict[TopicPartition, KafkaError | None]:
+        topics: dict[str, list[tuple[int, bytes]]] = {}
+        for where in led:
+            topics.setdefault(where.topic, []).append((where.partition, batches[where]))
+        request = ProduceRequest(
+            self._producer.transactional_id, ALL_IN_SYNC, REPLICAS_MS, list(topics.items())
+        )
+        try:
+            answer = await self._send(leader, request)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return dict.fromkeys(led, error)
+        outcomes: dict[TopicPartition, KafkaError | None] = {}
+        for topic, partitions in answer.topics:
+            for number, code, *_ in partitions:
+                refusal = _error(code, topic, self._producer.transactional_id)
+                outcomes[TopicPartition(topic, number)] = refusal
+        return outcomes
+
+    async def _ask_coordinator(
+        self,
+        kind: CoordinationType,
+        request: Any,
+        codes: Callable[[Any], Codes],
+        group: str | None = None,
+    ) -> None:
+        """Ask until nothing of the answer is an error that passes.
+
+        Raises:
+            KafkaError: the first that doesn't.
+        """
+        key = group or self._producer.transactional_id
+        pause_s = PAUSE_S
+        while True:
+            try:
+                node = await self._coordinator(kind, key)
+                answer = await self._send(node, request)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                self._coordinators.pop(kind, None)
+            else:
+                errors = [e for topic, code in codes(answer) if (e := _error(code, topic, key))]
+                if not errors:
+                    return
+                for each in errors:
+                    if isinstance(each, NotCoordinatorError | CoordinatorNotAvailableError):
+                        self._coordinators.pop(kind, None)
+                    elif not each.retriable and not isinstance(each, TRIED_AGAIN):
+                        raise each
+            await asyncio.sleep(pause_s)
+            pause_s = min(PAUSE_GROWTH * pause_s, PAUSE_S_MAX)
+
+    async def _coordinator(self, kind: CoordinationType, key: str) -> int:
+        node = self._coordinators.get(kind)
+        if node is None:
+            node = await self._client.coordinator_lookup(kind, key)
+            self._coordinators[kind] = node
+        return node
+
+    async def _send(self, node: int, request: Any) -> Any:
+        """Send a request over the connection to a broker, which is opened if there is none."""
+        known: AIOKafkaConnection | None = self._client._conns.get((node, ConnectionGroup.DEFAULT))  # noqa: SLF001 - `send` looks for it twice
+        if known is None or not known.connected():
+            return await self._client.send(node, request)
+        answer: Awaitable[Any] = known.send(request)
+        try:
+            return await answer
+        except TimeoutError as error:
+            known.close()
+            raise RequestTimedOutError(f"broker {node} does not answer") from error
+
+
+def _by_topic(partitions: Collection[TopicPartition]) -> list[tuple[str, list[int]]]:
+    found: dict[str, list[int]] = {}
+    for topic, number in partitions:
+        found.setdefault(topic, []).append(number)
+    return list(found.items())
+
+
+def _code(answer: Any) -> Codes:
+    yield None, answer.error_code
+
+
+def _codes_by_partition(answer: Any) -> Codes:
+    for topic, partitions in answer.errors:
+        for _, code in partitions:
+            yield topic, code
+
+
+def _error(code: int, topic: str | None, key: str) -> KafkaError | None:
+    """Return the error of a code, None of 0, with the name of what it is about."""
+    if code == 0:
+        return None
+    kind = for_code(code)
+    if kind is InvalidProducerEpoch:
+        return ProducerFenced()
+    error: KafkaError
+    if kind is TopicAuthorizationFailedError:
+        error = kind({topic})
+    else:
+        error = kind(key) if kind in KEYED else kind()
+    return error
