@@ -24,9 +24,9 @@ from topics.embedded_broker.settings import HOST, free_port
 
 READY_S_MAX, LOOK_S, STOP_S_MAX = 60.0, 0.1, 5.0
 PACKAGED_NAME = "gemma-3-270m"
+"""What the server calls the model of the package; another one is called as its file."""
 # Of a reply to a request that says none: a small model may go on until its context is full.
 REPLY_TOKENS = 64
-"""What the server calls the model of the package; another one is called as its file."""
 # Such as Q4_K_M or IQ3_XS. A small model's embeddings are of more bits, and half of it.
 _QUANTIZED = re.compile(r"(?:^|[-_.])i?q([2-8])(?:[-_.]|$)")
 
