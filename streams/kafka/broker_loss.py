@@ -122,8 +122,8 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
 
     @property
     def _cluster(self) -> tuple[Any, Any] | None:
-        """The cluster of this client, None while it is not in use."""
-        is_used = self._sync_task is not None and not self._is_let_go
+        """The cluster of this client, None while it is not in use, as after its loop's end."""
+        is_used = self._sync_task is not None and not (self._is_let_go or self._loop.is_closed())
         return (self._loop, self._bootstrap_servers) if is_used else None
 
     def _beside(self) -> list["_Client"]:

@@ -288,6 +288,23 @@ async def test_nobody_waits_for_a_broker_that_another_client_knows_is_gone(
     again.cancel()
 
 
+def test_a_client_that_was_left_open_when_its_loop_ended_is_asked_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(broker_loss, "_clients", weakref.WeakValueDictionary())
+
+    async def leave() -> tuple[broker_loss._Client, float]:
+        client = broker_loss._Client(bootstrap_servers="127.0.0.1:1")
+        client._sync_task = asyncio.create_task(asyncio.sleep(0))
+        client._answered_at -= 100
+        return client, broker_loss.silent_s()
+
+    left, before = asyncio.run(leave())
+    assert before >= 100
+    assert broker_loss.silent_s() == 0
+    del left
+
+
 @pytest.mark.kafka
 async def test_brokers_are_silent_for_as_long_as_none_answers_any_client(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
