@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -30,8 +30,11 @@ async def measure(servers: str, topic: str) -> None:
     """Write and read until killed, or until the run that started it has ended."""
     parent = os.getppid()
     consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=servers, isolation_level="read_committed", enable_auto_commit=False
+        bootstrap_servers=servers, isolation_level="read_committed", enable_auto_commit=False
     )
+    # By name it would read nothing for minutes where the broker that it asks first does not know
+    # the topic yet.
+    consumer.assign([TopicPartition(topic, number) for number in range(PARTITIONS)])
     await consumer.start()
     writing = asyncio.create_task(_write(servers, topic))
     while not writing.done() and os.getppid() == parent:
