@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 from shunter.console import UserError, err
 from streams.engine.log import LogError, Partition, Record
 from streams.kafka.log import KafkaLog
-from streams.kafka.reader import consumer_options
+from streams.kafka.reader import close_consumer, consumer_options
 from streams.kafka.record_batches import records_of
 from streams.kafka.writer import partition_of
 from streams.logs import set_up_logging
@@ -117,7 +117,7 @@ async def tail(
             )
         yield Tail(consumer)
     finally:
-        await consumer.stop()
+        await close_consumer(consumer)
 
 
 def _partitions(counts: dict[str, int]) -> Iterator[TopicPartition]:

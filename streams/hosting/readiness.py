@@ -11,7 +11,12 @@ def no_broker() -> str | None:
     silence = silent_s()
     if silence < SILENT_S_MAX:
         return None
-    return f"no Kafka broker answers for {silence:.0f} s"
+    return silence_told(silence)
+
+
+def silence_told(seconds: float) -> str:
+    """Return in words that no broker answers for so long."""
+    return f"no Kafka broker answers for {seconds:.0f} s"
 
 
 def readiness_told(reason: str | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from streams.hosting.readiness import silence_told
 from streams.kafka.broker_loss import silent_s
 
 # Beyond what it may still work on: transactions under way, the last word to the groups, the close
@@ -36,7 +37,7 @@ def _watch(now: Callable[[], float], s_max: float) -> None:
         # A silence of before counts from now on: the broker may be about to come back.
         silence = min(silent_s(), waited)
         if silence >= SILENT_S_MAX:
-            reason = f"no Kafka broker answers for {silence:.0f} s"
+            reason = silence_told(silence)
         elif waited >= s_max:
             reason = f"its parts have not stopped in {waited:.0f} s"
         else:

@@ -7,7 +7,7 @@ topics (KIP-516), and OffsetForLeaderEpoch 4 (KIP-320): the right to describe th
 every reader has.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -140,15 +140,28 @@ class _DescribeProducersRequest(RequestStruct):  # type: ignore[misc]
     )
 
 
+def by_topic(partitions: Collection[TopicPartition]) -> dict[str, list[int]]:
+    """Return the numbers of partitions by topic, as requests have them."""
+    found: dict[str, list[int]] = {}
+    for topic, number in partitions:
+        found.setdefault(topic, []).append(number)
+    return found
+
+
+def codes_by_partition(answer: Any) -> Iterator[tuple[str, int]]:
+    """Yield topic and error code of each partition of an answer, 0 for no error."""
+    for topic, partitions in answer.errors:
+        for _, code in partitions:
+            yield topic, code
+
+
 class DescribeProducers(Request[_DescribeProducersRequest]):  # type: ignore[misc]
     """Asks a leader which producers have open transactions on its partitions."""
 
     API_KEY = 61
 
     def __init__(self, partitions: Collection[TopicPartition]) -> None:
-        self._topics: dict[str, list[int]] = {}
-        for topic, number in partitions:
-            self._topics.setdefault(topic, []).append(number)
+        self._topics = by_topic(partitions)
 
     def build(self, struct: Any) -> Any:
         """Return the request in the version that the broker understands."""

@@ -39,14 +39,14 @@ from aiokafka.protocol.transaction import (
     TxnOffsetCommitRequest,
 )
 
-from streams.kafka.transaction_recovery import Producer
+from streams.kafka.protocol import by_topic, codes_by_partition
+from streams.kafka.transaction_recovery import Producer, leader_of
 
 # The markers of the last transaction are written within some ms, by all brokers that have one.
 PAUSE_S, PAUSE_S_MAX, PAUSE_GROWTH = 0.002, 0.02, 1.5
 ALL_IN_SYNC = -1
 # So long a leader waits for the other replicas: the client's limit of a request.
 REPLICAS_MS = 40_000
-NO_LEADER = -1
 
 # The markers of the last transaction, and a request of which another part was refused.
 TRIED_AGAIN = (ConcurrentTransactions, OperationNotAttempted)
@@ -87,8 +87,8 @@ class TransactionRequests:
         new = [p for p in partitions if p not in self._added]
         if not new:
             return
-        request = AddPartitionsToTxnRequest(*self._producer, _by_topic(new))
-        await self._ask_coordinator(CoordinationType.TRANSACTION, request, _codes_by_partition)
+        request = AddPartitionsToTxnRequest(*self._producer, list(by_topic(new).items()))
+        await self._ask_coordinator(CoordinationType.TRANSACTION, request, codes_by_partition)
         self._added.update(new)
         self._is_open = True
 
@@ -112,14 +112,13 @@ class TransactionRequests:
         while left:
             found = await self._produce_once(left)
             for where, error in found.items():
-                if isinstance(error, DuplicateSequenceNumber):
-                    # An earlier try, whose answer was lost.
-                    error = None  # noqa: PLW2901
-                if error is not None and error.retriable:
+                # An earlier try wrote a duplicate; its answer was lost.
+                refusal = None if isinstance(error, DuplicateSequenceNumber) else error
+                if refusal is not None and refusal.retriable:
                     continue
-                outcomes[where] = error
+                outcomes[where] = refusal
                 del left[where]
-                if error is None:
+                if refusal is None:
                     counted = batches[where].record_count()
                     self._sequences[where] = self._sequences.get(where, 0) + counted
             if left:
@@ -141,7 +140,7 @@ class TransactionRequests:
         topics = [(partition.topic, [(partition.partition, offset, "")])]
         name, producer_id, epoch = self._producer
         committed = TxnOffsetCommitRequest(name, group, producer_id, epoch, topics)
-        await self._ask_coordinator(CoordinationType.GROUP, committed, _codes_by_partition, group)
+        await self._ask_coordinator(CoordinationType.GROUP, committed, codes_by_partition, group)
 
     async def commit(self) -> None:
         """Commit; it is decided when this ends, and readers see it some ms later.
@@ -166,11 +165,10 @@ class TransactionRequests:
         by_leader: dict[int, list[TopicPartition]] = {}
         outcomes: dict[TopicPartition, KafkaError | None] = {}
         for where in batches:
-            leader = self._client.cluster.leader_for_partition(where)
-            if leader is None or leader == NO_LEADER:
-                outcomes[where] = LeaderNotAvailableError(f"{where.topic}[{where.partition}]")
-            else:
-                by_leader.setdefault(leader, []).append(where)
+            try:
+                by_leader.setdefault(leader_of(self._client.cluster, where), []).append(where)
+            except LeaderNotAvailableError as error:
+                outcomes[where] = error
         asked = [self._ask_leader(leader, led, batches) for leader, led in by_leader.items()]
         # One leader, which is all there is on one broker, needs no task.
         answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
@@ -254,21 +252,8 @@ class TransactionRequests:
             raise RequestTimedOutError(f"broker {node} does not answer") from error
 
 
-def _by_topic(partitions: Collection[TopicPartition]) -> list[tuple[str, list[int]]]:
-    found: dict[str, list[int]] = {}
-    for topic, number in partitions:
-        found.setdefault(topic, []).append(number)
-    return list(found.items())
-
-
 def _code(answer: Any) -> Codes:
     yield None, answer.error_code
-
-
-def _codes_by_partition(answer: Any) -> Codes:
-    for topic, partitions in answer.errors:
-        for _, code in partitions:
-            yield topic, code
 
 
 def _error(code: int, topic: str | None, key: str) -> KafkaError | None:

@@ -43,7 +43,12 @@ from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnReque
 
 from streams.engine.concurrency import Shared
 from streams.engine.log import LogError
-from streams.kafka.protocol import DescribeProducers, DescribeTransactions
+from streams.kafka.protocol import (
+    DescribeProducers,
+    DescribeTransactions,
+    by_topic,
+    codes_by_partition,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +140,7 @@ async def _is_open(
     try:
         by_leader: dict[int, list[TopicPartition]] = {}
         for partition in partitions:
-            by_leader.setdefault(_leader(client.cluster, partition), []).append(partition)
+            by_leader.setdefault(leader_of(client.cluster, partition), []).append(partition)
         return producer_id in await _open_on(client, by_leader)
     except KafkaError:
         await client.force_metadata_update()
@@ -216,11 +221,16 @@ async def _by_leader(client: AIOKafkaClient, owns: Owns) -> dict[int, list[Topic
         if owns(topic):
             for number in cluster.partitions_for_topic(topic) or ():
                 partition = TopicPartition(topic, number)
-                by_leader.setdefault(_leader(cluster, partition), []).append(partition)
+                by_leader.setdefault(leader_of(cluster, partition), []).append(partition)
     return by_leader
 
 
-def _leader(cluster: ClusterMetadata, partition: TopicPartition) -> int:
+def leader_of(cluster: ClusterMetadata, partition: TopicPartition) -> int:
+    """Return the broker that leads a partition.
+
+    Raises:
+        LeaderNotAvailableError: none that is known.
+    """
     leader: int | None = cluster.leader_for_partition(partition)
     if leader is None or leader == NO_LEADER:
         raise LeaderNotAvailableError(f"{partition.topic}[{partition.partition}]")
@@ -241,10 +251,7 @@ async def _end(
         outcome,
         names,
     )
-    by_topic: dict[str, list[int]] = {}
-    for topic, number in partitions:
-        by_topic.setdefault(topic, []).append(number)
-    add = AddPartitionsToTxnRequest(*producer, list(by_topic.items()))
+    add = AddPartitionsToTxnRequest(*producer, list(by_topic(partitions).items()))
     end = EndTxnRequest(*producer, outcome == "commit")
     try:
         for request in (add, end):
@@ -263,9 +270,8 @@ async def _send_until_done(client: AIOKafkaClient, transactional_id: str, reques
         if isinstance(request, EndTxnRequest):
             _raise_for(response.error_code)
         else:
-            for _, errors in response.errors:
-                for _, code in errors:
-                    _raise_for(code)
+            for _, code in codes_by_partition(response):
+                _raise_for(code)
 
     await _patiently(f"no broker coordinates the transactions of {transactional_id}", ask)
 

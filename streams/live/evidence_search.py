@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.engine.clock import Clock
 from streams.engine.log import LogError
-from streams.kafka.reader import consumer_options
+from streams.kafka.reader import close_consumer, consumer_options
 from streams.kafka.writer import partition_of
 from topics import BadRecordError, Catalogue, Evidence, Settings, decode
 
@@ -61,7 +61,7 @@ async def find_evidence(settings: Settings, clock: Clock, request_id: str) -> Se
         end = (await consumer.end_offsets([home]))[home]
         return await _search(consumer, home, (first, end), key, clock, until)
     finally:
-        await consumer.stop()
+        await close_consumer(consumer)
 
 
 async def _search(

@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest
 
 BATCH_BYTES = 1_000_000
 COORDINATOR, LEADER, OTHER = 1, 2, 3
@@ -94,16 +94,3 @@ def batch(*sizes: int) -> BatchBuilder:
 def at(topic: str) -> TopicPartition:
     """Return the topic's one partition."""
     return TopicPartition(topic, 0)
-
-
-__all__ = [
-    "COORDINATOR",
-    "LEADER",
-    "OTHER",
-    "AddPartitionsToTxnRequest",
-    "EndTxnRequest",
-    "ProduceRequest",
-    "ScriptedClient",
-    "at",
-    "batch",
-]

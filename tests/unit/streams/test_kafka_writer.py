@@ -6,7 +6,9 @@ from typing import cast
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, NotCoordinatorError, ProducerFenced
-from scripted_broker import AddPartitionsToTxnRequest, ProduceRequest, ScriptedClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest
+from scripted_broker import ScriptedClient
 
 from streams.engine.log import Outgoing
 from streams.kafka.transaction_recovery import Producer

@@ -22,16 +22,9 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
     UnknownTopicOrPartitionError,
 )
-from scripted_broker import (
-    LEADER,
-    OTHER,
-    AddPartitionsToTxnRequest,
-    EndTxnRequest,
-    ProduceRequest,
-    ScriptedClient,
-    at,
-    batch,
-)
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
+from scripted_broker import LEADER, OTHER, ScriptedClient, at, batch
 
 from streams.kafka.transaction import TransactionRequests
 from streams.kafka.transaction_recovery import Producer
