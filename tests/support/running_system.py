@@ -21,6 +21,7 @@ from forked import FORKER, Forked
 
 from streams.config.declarations import load_policy
 from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.reader import close_consumer
 from topics import Catalogue, Settings
 from topics.admin import provisioning
 
@@ -160,7 +161,7 @@ class System:
         trace: TracebackType | None,
     ) -> None:
         await self.producer.stop()
-        await self.consumer.stop()
+        await close_consumer(self.consumer)
         try:
             # After a failure how they end says nothing more, and would hide what it was.
             if error is None:

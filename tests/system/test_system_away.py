@@ -1,17 +1,15 @@
 """A Kafka that goes away: no process is ready meanwhile, each lives, and each can be stopped."""
 
 import asyncio
+import contextlib
 import os
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 from gateway_cases import opened_door
 from running_system import System, chat, eventually
+from served_pages import asked
 
 from topics.embedded_broker.broker import EmbeddedBroker
 from topics.embedded_broker.settings import free_port
@@ -22,21 +20,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 STOPPED_S_MAX = 15.0
 
 
-async def asked(port: int, path: str) -> tuple[int, Any]:
-    """Return status and content of a page; 0 if nobody answers."""
-
-    def ask() -> tuple[int, Any]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
-                return response.status, orjson.loads(response.read())
-        except urllib.error.HTTPError as error:
-            return error.code, orjson.loads(error.read())
-        except OSError:
-            return 0, None
-
-    return await asyncio.to_thread(ask)
-
-
 async def test_processes_outlive_a_kafka_that_is_away_are_not_ready_and_can_be_stopped(
     tmp_path: Path,
 ) -> None:
@@ -44,7 +27,9 @@ async def test_processes_outlive_a_kafka_that_is_away_are_not_ready_and_can_be_s
     env_of = {name: {"SHUNTER_WEB_PORT": str(port)} for name, port in ports.items()}
 
     async def all_say(path: str, status: int) -> bool:
-        return all([(await asked(port, path))[0] == status for port in ports.values()])
+        with contextlib.suppress(OSError):
+            return all([(await asked(port, path))[0] == status for port in ports.values()])
+        return False
 
     with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
         prefix = f"away-{os.getpid()}"

@@ -22,6 +22,7 @@ import pytest
 from browser import Tab, browsing, chromium
 from live_counts import compare
 from running_system import FLEET, ROOT, System, chat, eventually, records_of
+from served_pages import asked
 
 from policies import compile_options
 from streams.config.declarations import load_fleet, load_policy
@@ -66,18 +67,6 @@ def environment(system: System) -> dict[str, str]:
         "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
         "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
     }
-
-
-async def asked(port: int, path: str) -> tuple[int, Any]:
-    def ask() -> tuple[int, Any]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as page:
-                return page.status, json.loads(page.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())
-
-    return await asyncio.to_thread(ask)
 
 
 async def current(port: int) -> Any:
