@@ -52,10 +52,17 @@ async def test_a_batch_is_right_only_with_each_line_once_and_its_sums() -> None:
     [
         ({}, 0),
         ({"ran_on_in_calm_s_max": 1.1}, 1),
+        ({"ran_on_within_a_fault_s_max": 7.1}, 1),
         ({"left_in_calm": 0}, 1),
         ({"wrong": ["a stream", "a batch"]}, 2),
     ],
 )
 def test_a_run_fails_where_something_is_wrong(change: dict[str, Any], missed: int) -> None:
-    found = {"wrong": [], "ran_on_in_calm_s_max": 0.9, "left_in_calm": 5}
+    found = {
+        "wrong": [],
+        "ran_on_in_calm_s_max": 0.9,
+        "left_in_calm": 5,
+        "ran_on_within_a_fault_s_max": 6.9,
+        "back_s_max": {"gateway": 0.5, "broker": 6.0},
+    }
     assert len(gateway_run.beyond(found | change)) == missed
