@@ -14,6 +14,8 @@ from topics.embedded_broker.jvm import record_archive
 
 # Of each property; the longer look is `make fuzz`.
 EXAMPLES = 50
+# Of the text that a case is named by: some texts are megabytes, and each process is sent all names.
+NAME_CHARACTERS_MAX = 60
 # Modules that make, load or import what is dear, once for a process: each keeps to one.
 SHARED = ("test_backtest", "test_cpu", "test_documents", "test_shape", "test_tamper")
 
@@ -36,6 +38,13 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
         gc.enable()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case of a long text by its beginning."""
+    if isinstance(val, str | bytes) and len(val) > NAME_CHARACTERS_MAX:
+        return ascii(val[:NAME_CHARACTERS_MAX])
+    return None
 
 
 # Before xdist looks at the groups.

@@ -218,7 +218,7 @@ async def test_lines_that_no_budget_takes_are_told_and_expire_with_the_reason(
     batch = folder.read()
     assert (batch.status, batch.counts.completed, batch.counts.failed) == ("expired", 0, 40)
     waited = [each for each in seen if each]
-    assert max(each["lines"] for each in waited) > 10
+    assert max(each["lines"] for each in waited) > 1
     assert {each["code"] for each in waited} <= {"budget", "rate_limited"}
     # Whole seconds: within the first one it is NOW.
     assert all(NOW <= each["until"] < NOW + 3600 for each in waited)
