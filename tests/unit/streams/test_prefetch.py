@@ -126,7 +126,7 @@ async def test_a_policy_that_comes_meanwhile_counts() -> None:
 async def test_what_was_read_too_long_ago_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compaction drops a tombstone some day, and what it ended would be held again."""
     assert AHEAD_S_MAX < 24 * 3600
-    monkeypatch.setattr("streams.batcher.prefetch.AHEAD_S_MAX", 0.01)
+    monkeypatch.setattr("streams.batcher.prefetch.AHEAD_S_MAX", 0.5)
     yard = Yard()
     record = hold(yard, "s0")
     batcher, log = make_batcher(yard), Noting(yard)
