@@ -26,21 +26,21 @@ def check_body(operation: str, body: dict[str, Any]) -> None:
     if model is None:
         raise missing("model")
     if not isinstance(model, str):
-        raise _wrong("model", "is a string", "invalid_type")
+        raise wrong("model", "is a string", "invalid_type")
     if not 1 <= len(model) <= ID_CHARACTERS_MAX:
-        raise _wrong("model", f"has 1 to {ID_CHARACTERS_MAX} characters")
+        raise wrong("model", f"has 1 to {ID_CHARACTERS_MAX} characters")
     _check_content(operation, body)
     _check_limits(body)
     _check_stream(operation, body)
     metadata = body.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
-        raise _wrong("metadata", "is an object", "invalid_type")
+        raise wrong("metadata", "is an object", "invalid_type")
     if operation == "embeddings" and body.get("encoding_format") is not None:
         encoding = body["encoding_format"]
         if not isinstance(encoding, str):
-            raise _wrong("encoding_format", "is a string", "invalid_type")
+            raise wrong("encoding_format", "is a string", "invalid_type")
         if encoding not in _ENCODINGS:
-            raise _wrong("encoding_format", f"is one of {', '.join(_ENCODINGS)}")
+            raise wrong("encoding_format", f"is one of {', '.join(_ENCODINGS)}")
 
 
 def missing(name: str) -> ApiError:
@@ -56,41 +56,42 @@ def _check_content(operation: str, body: dict[str, Any]) -> None:
         raise missing(name)
     if operation == "chat":
         if not isinstance(content, list):
-            raise _wrong(name, "is an array of messages", "invalid_type")
+            raise wrong(name, "is an array of messages", "invalid_type")
         for number, each in enumerate(content):
             if not isinstance(each, dict):
-                raise _wrong(f"{name}[{number}]", "is an object", "invalid_type")
+                raise wrong(f"{name}[{number}]", "is an object", "invalid_type")
             if "role" not in each:
                 raise missing(f"{name}[{number}].role")
     elif not isinstance(content, str | list):
-        raise _wrong(name, "is a string or an array", "invalid_type")
+        raise wrong(name, "is a string or an array", "invalid_type")
     if isinstance(content, list) and not content:
-        raise _wrong(name, "is empty")
+        raise wrong(name, "is empty")
 
 
 def _check_limits(body: dict[str, Any]) -> None:
     for name in _LIMITS:
         limit = body.get(name)
         if limit is not None and type(limit) is not int:
-            raise _wrong(name, "is a whole number", "invalid_type")
+            raise wrong(name, "is a whole number", "invalid_type")
         if limit is not None and not 1 <= limit <= TOKENS_MAX:
-            raise _wrong(name, f"is a whole number from 1 to {TOKENS_MAX:,}")
+            raise wrong(name, f"is a whole number from 1 to {TOKENS_MAX:,}")
 
 
 def _check_stream(operation: str, body: dict[str, Any]) -> None:
     stream, options = body.get("stream"), body.get("stream_options")
     if stream is not None and not isinstance(stream, bool):
-        raise _wrong("stream", "is true or false", "invalid_type")
+        raise wrong("stream", "is true or false", "invalid_type")
     if stream and operation not in _STREAMED:
-        raise _wrong("stream", f"is not for {operation}: the answer comes in one piece")
+        raise wrong("stream", f"is not for {operation}: the answer comes in one piece")
     if options is not None and not isinstance(options, dict):
-        raise _wrong("stream_options", "is an object", "invalid_type")
+        raise wrong("stream_options", "is an object", "invalid_type")
     usage = (options or {}).get("include_usage")
     if usage is not None and not isinstance(usage, bool):
-        raise _wrong("stream_options.include_usage", "is true or false", "invalid_type")
+        raise wrong("stream_options.include_usage", "is true or false", "invalid_type")
 
 
-def _wrong(name: str, what: str, code: str = "invalid_value") -> ApiError:
+def wrong(name: str, what: str, code: str = "invalid_value") -> ApiError:
+    """Return the error for a field that is not what it has to be; ``what`` says what it is."""
     verb = "must be" if what.startswith("is ") and what != "is empty" else None
     told = f"{name} {verb} {what[3:]}" if verb else f"{name} {what}"
     return ApiError(400, code, told, param=name)

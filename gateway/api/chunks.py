@@ -5,8 +5,9 @@ from typing import Any
 
 import orjson
 
-from gateway.api.answers import disclosed, tier_told
+from gateway.api.answers import comment_of, disclosed, tier_told
 from gateway.api.translation import Wanted
+from gateway.http.errors import ApiError
 from topics import Result
 
 _OBJECTS = {"chat": "chat.completion.chunk", "completions": "text_completion"}
@@ -90,8 +91,16 @@ class ChunkForm:
                 piece = {"index": index, "finish_reason": choice.get("finish_reason")} | end
                 yield from self.events({"choices": [piece]})
 
-    def usage(self, result: Result) -> bytes:
-        """Return the chunk that tells of tokens, the last one."""
+    def last(self, result: Result) -> list[bytes]:
+        """Return what ends the stream: the usage where that was asked for, and the comment."""
+        usage = [self._usage(result)] if self._wanted.has_usage_chunk else []
+        return [*usage, comment_of(result), DONE]
+
+    def failure(self, error: ApiError) -> list[bytes]:
+        """Return the event of an error, after which nothing comes."""
+        return [event(error.body())]
+
+    def _usage(self, result: Result) -> bytes:
         body = None if result.response is None else result.response.body
         told = body.get("usage") if isinstance(body, dict) else None
         if not isinstance(told, dict):

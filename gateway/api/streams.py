@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.api.answers import comment_of, placement_headers
-from gateway.api.chunks import DONE, ChunkForm, event
+from gateway.api.answers import placement_headers
+from gateway.api.chunks import ChunkForm
 from gateway.api.refusals import refusal_of
+from gateway.api.responses_events import ResponseEvents
 from gateway.api.runs import Run, give_up
 from gateway.api.translation import Wanted
 from gateway.exchange.mailbox import Mailbox
@@ -58,7 +59,8 @@ class StreamedAnswer:
         self._run = run
         self._wanted = wanted
         self._box = box
-        self._form = ChunkForm(run.request_id, wanted, gateway.clock.now())
+        form = ChunkForm if wanted.response is None else ResponseEvents
+        self._form = form(run.request_id, wanted, gateway.clock.now())
         self._progress = _Progress()
         self._response: web.StreamResponse | None = None
 
@@ -152,8 +154,7 @@ class StreamedAnswer:
                 raise _InterruptedError("pieces of the answer were lost; ask once more")
             await self._write(rest)
         await self._write(self._form.finish(body))
-        last = [self._form.usage(result)] if self._wanted.has_usage_chunk else []
-        await self._write([*last, comment_of(result), DONE])
+        await self._write(self._form.last(result))
 
     async def _begin(self, placement: Placement | None) -> None:
         headers = self._headers | placement_headers(placement)
@@ -181,7 +182,7 @@ class StreamedAnswer:
         """Send an error as the last event; before the first piece it is the answer itself."""
         if self._response is None:
             raise error
-        await self._write([event(error.body())])
+        await self._write(self._form.failure(error))
 
     async def expire(self, error: ApiError) -> web.StreamResponse:
         """End the stream by an error that comes from outside of it. Raises ApiError likewise."""

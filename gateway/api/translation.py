@@ -59,6 +59,8 @@ class Wanted:
     digest: str
     quoted_as: str | None = None
     """Where it takes an offer, the id of the request that was quoted."""
+    response: Mapping[str, Any] | None = None
+    """The body as the client sent it, where it asks for a response (``/v1/responses``)."""
 
     @property
     def asks_quote(self) -> bool:

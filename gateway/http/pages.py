@@ -32,6 +32,7 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 _Described = dict[tuple[str, str], tuple[str, str | None, list[str]]]
 _MODELS: _Described = {
     ("/v1/chat/completions", "post"): ("Answer a conversation", _JSON, ["model", "messages"]),
+    ("/v1/responses", "post"): ("Answer a conversation, as a response", _JSON, ["model", "input"]),
     ("/v1/completions", "post"): ("Continue a text", _JSON, ["model", "prompt"]),
     ("/v1/embeddings", "post"): ("Embed texts", _JSON, ["model", "input"]),
     ("/v1/moderations", "post"): ("Classify texts", _JSON, ["input"]),

@@ -108,6 +108,32 @@ async def test_a_stream_has_the_form_of_openais(bench: Bench) -> None:
     assert "".join([c.choices[0].text async for c in text]) == "one two three"
 
 
+async def test_a_response_is_made_of_a_chat_completion(bench: Bench) -> None:
+    asking = bench.client.responses
+    raw = await asking.with_raw_response.create(model=MODEL, instructions="count", input="hi")
+    answer = raw.parse()
+    assert (answer.output_text, answer.status, answer.model) == (
+        "one two three",
+        "completed",
+        MODEL,
+    )
+    assert raw.headers["x-shunter-pool"] == "served-eu"
+    said = bench.server.asked[-1].body["messages"]
+    assert [message["content"] for message in said] == ["count", "hi"]
+    async with asking.stream(model=MODEL, input="hi") as stream:
+        texts = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+        whole = await stream.get_final_response()
+    assert texts == ["one ", "two ", "three"]
+    assert (whole.output_text, whole.usage and whole.usage.total_tokens) == ("one two three", 10)
+    # Half an answer is an error, and no answer.
+    with pytest.raises(openai.APIError):
+        async for _ in await asking.create(model=MODEL, input="break", stream=True):
+            pass
+    with pytest.raises(openai.BadRequestError) as refused:
+        await asking.create(model=MODEL, input="hi", previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+
+
 async def test_a_stream_of_a_simulated_pool_comes_in_pieces_too(bench: Bench) -> None:
     long = {"shunter": {"hints": {"output_tokens": 100}}}
     stream = await bench.client.chat.completions.create(
@@ -370,4 +396,5 @@ async def test_nodes_client(bench: Bench, tmp_path: Path) -> None:
         assert said[way] == "one two three", way
     assert (said["chunks"], said["usage"], said["embedding"]) == (6, 10, [0.5])
     assert said["unknown"] == [404, "model_not_found"]
-    assert said["responses"] == [404, "operation_not_served"]
+    assert said["responses"] == ["one two three", "one two three"]
+    assert said["kept"] == [400, "unsupported_parameter"]

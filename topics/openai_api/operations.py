@@ -6,6 +6,7 @@ SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/mode
 _CHAT = "send the conversation to POST /v1/chat/completions"
 # By the beginning of the path.
 _INSTEAD = (
+    ("/v1/responses/", "no response is stored; GET /v1/requests/ID tells how one ended"),
     ("/v1/responses", f"{_CHAT}, with `messages` in place of `input`"),
     ("/v1/chat/completions/", "no answer is stored; GET /v1/requests/ID tells how one ended"),
     ("/v1/conversations", _CHAT),

@@ -41,6 +41,11 @@ for await (const chunk of stream) {
   usage = chunk.usage?.total_tokens ?? usage;
 }
 const gathered = await client.chat.completions.stream({ model, messages }).finalContent();
+const response = await client.responses.create({ model, input: "hi" });
+let responded = "";
+for await (const event of await client.responses.create({ model, input: "hi", stream: true })) {
+  responded += event.type === "response.output_text.delta" ? event.delta : "";
+}
 // Where nothing is said, this client asks for base64 and reads it.
 const embedding = await client.embeddings.create({
   model: embedder, input: "a", service_tier: "priority",
@@ -50,5 +55,6 @@ console.log(JSON.stringify({
   embedding: embedding.data[0].embedding,
   batched: await batched(),
   unknown: await failure(() => client.chat.completions.create({ model: "none", messages })),
-  responses: await failure(() => client.responses.create({ model, input: "hi" })),
+  responses: [response.output_text, responded],
+  kept: await failure(() => client.responses.create({ model, input: "hi", background: true })),
 }));

@@ -10,8 +10,7 @@ from gateway.http.middleware import as_api_error
 @pytest.mark.parametrize(
     ("path", "code", "instead"),
     [
-        ("/v1/responses", "operation_not_served", "/v1/chat/completions"),
-        ("/v1/responses/resp_1", "operation_not_served", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "operation_not_served", "/v1/requests/ID"),
         ("/v1/messages", "operation_not_served", "/v1/chat/completions"),
         ("/v1/audio/transcriptions", "operation_not_served", "input_audio"),
         ("/v1/audio/speech", "operation_not_served", "no pool makes speech"),
