@@ -11,7 +11,9 @@ from gateway.api.responses_output import (
     OutputItems,
     first_choice,
     item_status,
+    members,
     response_body,
+    text_of,
     usage_of,
 )
 from gateway.api.translation import Wanted
@@ -34,23 +36,23 @@ class ResponseEvents:
         """Yield the events for a chunk of the server's."""
         yield from self._begin()
         choice = first_choice(chunk)
-        self._reason = choice.get("finish_reason") or self._reason
-        yield from self._named(self._items.take(choice.get("delta") or {}))
+        self._reason = text_of(choice.get("finish_reason")) or self._reason
+        yield from self._named(self._items.take(members(choice.get("delta"))))
 
     def whole(self, body: Any) -> Iterator[bytes]:
         """Yield the events for an answer that came in one piece."""
         yield from self._begin()
-        yield from self._named(self._items.take(first_choice(body).get("message") or {}))
+        yield from self._named(self._items.take(members(first_choice(body).get("message"))))
 
     def rest_of(self, body: Any) -> Iterator[bytes] | None:
         """Return the events for what is missing of an answer; None if that can't be told.
 
         It can be told of answers that are text alone.
         """
-        message = first_choice(body).get("message") or {}
+        message = members(first_choice(body).get("message"))
         plain = {name for name, value in message.items() if value} <= {"role", "content"}
         kinds = {item["type"] for item in self._items.output}
-        text = message.get("content") or ""
+        text = text_of(message.get("content"))
         sent = "".join(
             part.get("text", "") for item in self._items.output for part in item.get("content", ())
         )
@@ -60,7 +62,8 @@ class ResponseEvents:
 
     def finish(self, body: Any) -> Iterator[bytes]:
         """Yield the end of each item that is open."""
-        self._reason = first_choice(body).get("finish_reason") or self._reason or "stop"
+        told = text_of(first_choice(body).get("finish_reason"))
+        self._reason = told or self._reason or "stop"
         yield from self._named(self._items.end(item_status(self._reason)))
 
     def last(self, result: Result) -> list[bytes]:

@@ -73,7 +73,7 @@ def _refuse(body: Mapping[str, Any]) -> None:
     if body.get("truncation") not in (None, "disabled"):
         raise _unserved("truncation", "shorten the conversation before it is sent")
     for name in _list(body, "include"):
-        if name not in _INCLUDED:
+        if not isinstance(name, str) or name not in _INCLUDED:
             raise _unserved("include", f"{name!r:.60} is not made here")
 
 
@@ -164,7 +164,7 @@ def _content(content: Any, where: str, name: str = "content") -> Any:
 
 def _part(part: Any, where: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _TEXTS:
+    if isinstance(kind, str) and kind in _TEXTS:
         return {"type": "text", "text": _text(part, _TEXTS[kind], where)}
     if kind == "input_image":
         image = {"url": _text(part, "image_url", where)}

@@ -60,8 +60,8 @@ def response_body(
 def usage_of(result: Result) -> dict[str, Any] | None:
     """Return the tokens of a result, in the server's words where it tells them."""
     body = None if result.response is None else result.response.body
-    told = body.get("usage") if isinstance(body, dict) else None
-    told, used = told if isinstance(told, dict) else {}, result.usage
+    told = members(body).get("usage")
+    told, used = members(told), result.usage
     read, written = told.get("prompt_tokens"), told.get("completion_tokens")
     if type(read) is not int or type(written) is not int:
         if used is None:
@@ -81,8 +81,7 @@ def usage_of(result: Result) -> dict[str, Any] | None:
 
 
 def _detail(told: Mapping[str, Any], group: str, name: str) -> int | None:
-    details = told.get(group)
-    found = details.get(name) if isinstance(details, dict) else None
+    found = members(told.get(group)).get(name)
     return found if type(found) is int else None
 
 
@@ -103,17 +102,16 @@ class OutputItems:
 
     def take(self, delta: Mapping[str, Any]) -> Iterator[Event]:
         """Add a delta, or a whole message; yield the events of it."""
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if isinstance(thought, str) and thought:
+        thought = text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning"))
+        if thought:
             yield from self._said("reasoning", "reasoning_text", thought)
         for kind, field in (("output_text", "content"), ("refusal", "refusal")):
-            text = delta.get(field)
-            if isinstance(text, str) and text:
+            if text := text_of(delta.get(field)):
                 yield from self._said("message", kind, text)
-        for number, call in enumerate(delta.get("tool_calls") or ()):
-            if isinstance(call, dict):
-                index = call.get("index")
-                yield from self._called(index if type(index) is int else number, call)
+        calls = delta.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
+            index = members(call).get("index")
+            yield from self._called(index if type(index) is int else number, members(call))
 
     def end(self, status: str) -> Iterator[Event]:
         """End what is open; ``status`` is ``completed`` or ``incomplete``."""
@@ -177,17 +175,15 @@ class OutputItems:
             yield self._done(item)
 
     def _called(self, number: int, call: Mapping[str, Any]) -> Iterator[Event]:
-        told = call.get("function")
-        function = told if isinstance(told, dict) else {}
+        function = members(call.get("function"))
         item = self._calls.get(number)
         if item is None:
             yield from self._close("completed")
-            names = {"call_id": call.get("id") or "", "name": function.get("name") or ""}
-            item = self._calls[number] = self._new("function_call", "fc", arguments="", **names)
-            item["call_id"] = item["call_id"] or f"call_{item['id']}"
+            item = self._calls[number] = self._new("function_call", "fc", arguments="")
+            item["call_id"] = text_of(call.get("id")) or f"call_{item['id']}"
+            item["name"] = text_of(function.get("name"))
             yield self._added(item, arguments="")
-        text = function.get("arguments")
-        if isinstance(text, str) and text:
+        if text := text_of(function.get("arguments")):
             item["arguments"] += text
             delta = {"type": "response.function_call_arguments.delta", "delta": text}
             yield delta | self._place(item)
@@ -219,8 +215,8 @@ def response_answer(result: Result, wanted: Wanted) -> dict[str, Any]:
     body = None if result.response is None else result.response.body
     choice = first_choice(body)
     items = OutputItems(result.id)
-    reason = choice.get("finish_reason") or "stop"
-    for _ in items.take(choice.get("message") or {}):
+    reason = text_of(choice.get("finish_reason")) or "stop"
+    for _ in items.take(members(choice.get("message"))):
         pass
     for _ in items.end(item_status(reason)):
         pass
@@ -235,6 +231,15 @@ def item_status(reason: str) -> str:
 
 def first_choice(body: Any) -> Mapping[str, Any]:
     """Return the first choice of a chat completion or of a chunk; an empty one if it has none."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
+    choices = members(body).get("choices")
+    return members(choices[0]) if isinstance(choices, list) and choices else {}
+
+
+def members(value: Any) -> Mapping[str, Any]:
+    """Return the members of an object; none of what is no object, whatever a server sends."""
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(value: Any) -> str:
+    """Return a text; an empty one for what is none."""
+    return value if isinstance(value, str) else ""

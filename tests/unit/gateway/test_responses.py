@@ -4,6 +4,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.responses import Response as SdkResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -175,6 +177,49 @@ def test_what_is_unfit_or_not_served_is_named(
         chat_body({"model": "m", "input": "hi"} | fields)
     assert (refused.value.status, refused.value.code) == (400, code)
     assert refused.value.param == param
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3)
+KINDS = ["message", "function_call", "function_call_output", "reasoning", "input_text", "function"]
+NAMES = ["type", "role", "content", "output", "call_id", "name", "arguments", "format", "effort"]
+NAMES += ["reasoning", "refusal", "tool_calls", "function", "index", "id"]
+NAMES += ["choices", "message", "delta", "finish_reason", "usage"]
+ODD = st.recursive(
+    SCALARS | st.sampled_from([*KINDS, "user", "input_image", "json_schema"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner),
+    max_leaves=8,
+)
+FIELDS = ["input", "instructions", "tools", "tool_choice", "text", "reasoning", "include"]
+FIELDS += ["max_output_tokens", "truncation", "prompt", "store", "top_k"]
+
+
+def refusal_of(body: dict[str, Any]) -> ApiError | None:
+    try:
+        messages = chat_body(body)["messages"]
+    except ApiError as error:
+        return error
+    assert all(message["role"] for message in messages)
+    return None
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), ODD))
+def test_whatever_comes_is_a_conversation_or_refused(body: dict[str, Any]) -> None:
+    refused = refusal_of(body)
+    assert refused is None or (refused.status == 400 and refused.param)
+
+
+@given(st.lists(ODD, max_size=4), ODD)
+def test_whatever_a_server_sends_is_told_as_events(deltas: list[Any], message: Any) -> None:
+    form, choice = ResponseEvents("r", asked(), 1.0), {"message": message, "finish_reason": message}
+    body, ended = {"choices": [choice]}, result_of(choice, usage=message)
+    parts = [part for delta in [*deltas, message] for part in form.events({"choices": [delta]})]
+    parts += [part for delta in deltas for part in form.events({"choices": [{"delta": delta}]})]
+    parts += [*(form.rest_of(body) or ()), *form.finish(body), *form.last(ended)]
+    types = [
+        orjson.loads(part.partition(b"data: ")[2])["type"] for part in parts if part[:1] != b":"
+    ]
+    assert (types[0], types[-1]) == ("response.created", "response.completed")
+    assert response_answer(ended, asked())["status"] == "completed"
 
 
 def test_an_answer_is_what_openais_client_reads() -> None:
