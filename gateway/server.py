@@ -12,8 +12,7 @@ from aiohttp import web
 
 from gateway.api.inference import infer
 from gateway.api.models import model, models, request_result
-from gateway.api.responses_input import RESPONSES
-from gateway.api.translation import OPERATIONS
+from gateway.api.translation import ENDPOINTS
 from gateway.batches.assembly import add_batches
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
@@ -53,7 +52,7 @@ def routes(_settings: Settings) -> list[web.RouteDef]:
         web.get("/metrics", metrics),
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
-        *(web.post(path, infer) for path in (*OPERATIONS, RESPONSES)),
+        *(web.post(path, infer) for path in ENDPOINTS),
         web.get("/v1/models", models),
         web.get("/v1/models/{id:.+}", model),
         web.get("/v1/requests/{id}", request_result),
@@ -65,7 +64,7 @@ def create_app(gateway: Gateway) -> web.Application:
     # Bodies are read with a limit of their own (gateway/http/bodies.py).
     app = web.Application(middlewares=[answer_in_form], client_max_size=0)
     app[GATEWAY] = gateway
-    app[BY_TURN] = frozenset((*OPERATIONS, RESPONSES))
+    app[BY_TURN] = frozenset(ENDPOINTS)
     app.add_routes(routes(gateway.settings))
     add_batches(app, gateway)
     app.on_response_prepare.append(_sign)

@@ -3,16 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 from aiohttp import web
 
-from gateway.api.answers import answer_body, answer_headers
+from gateway.api.answers import answer_headers
 from gateway.api.quotes import quote, run_of_quote
 from gateway.api.refusals import refusal_of
-from gateway.api.responses_input import CHAT, RESPONSES, chat_body
-from gateway.api.responses_output import response_answer
+from gateway.api.responses_output import answer_in_form
 from gateway.api.runs import Run, followed, key_of, run_of
 from gateway.api.streams import StreamedAnswer
 from gateway.api.translation import Wanted, wanted
@@ -29,17 +26,16 @@ async def infer(request: web.Request) -> web.StreamResponse:
     settings = gateway.settings
     began_at = gateway.clock.now()
     body = await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max)
-    asked = _asked(gateway, request, body, began_at)
+    asked = wanted(
+        request.path,
+        body,
+        request.headers,
+        caller.tenant,
+        began_at,
+        default_model=gateway.fleet.default_model(request.path),
+    )
     with _turn(gateway, f"{caller.tenant}\0{asked.digest}".encode()):
         return await _run(gateway, request, asked)
-
-
-def _asked(gateway: Gateway, request: web.Request, body: dict[str, Any], now: float) -> Wanted:
-    is_response = request.path == RESPONSES
-    path, sent = (CHAT, chat_body(body)) if is_response else (request.path, body)
-    model, tenant = gateway.fleet.default_model(path), caller_of(request).tenant
-    asked = wanted(path, sent, request.headers, tenant, now, default_model=model)
-    return replace(asked, response=body) if is_response else asked
 
 
 @contextlib.contextmanager
@@ -113,8 +109,7 @@ async def _answered(
         refusal = refusal_of(result, asked, gateway.fleet)
         refusal.headers |= headers | answer_headers(result)
         raise refusal
-    make = answer_body if asked.response is None else response_answer
-    return json_response(make(result, asked), headers=headers | answer_headers(result))
+    return json_response(answer_in_form(result, asked), headers=headers | answer_headers(result))
 
 
 def _charge(gateway: Gateway, request: web.Request, result: Result) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.api.answers import tier_told
+from gateway.api.answers import answer_body, tier_told
 from gateway.api.translation import Wanted
 from topics import Result
 
@@ -208,6 +208,12 @@ def _more(part_kind: str) -> dict[str, Any]:
 def _part(kind: str, text: str) -> dict[str, Any]:
     part: dict[str, Any] = {"type": kind, _field(kind): text}
     return part | {"annotations": [], "logprobs": []} if kind == "output_text" else part
+
+
+def answer_in_form(result: Result, wanted: Wanted) -> Any:
+    """Return the body of a completed result, in the form that was asked for."""
+    make = answer_body if wanted.response is None else response_answer
+    return make(result, wanted)
 
 
 def response_answer(result: Result, wanted: Wanted) -> dict[str, Any]:

@@ -10,17 +10,20 @@ from pydantic import ValidationError
 
 from gateway.api.bodies import check_body
 from gateway.api.fields import BODY_FIELD, wishes
+from gateway.api.responses_input import CHAT, RESPONSES, chat_body
 from gateway.http.errors import ApiError
 from topics import InferenceRequest, duration_s, encode
 from topics.records.request import conversation_of
 from topics.wire.codec import describe
 
 OPERATIONS = {
-    "/v1/chat/completions": "chat",
+    CHAT: "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
     "/v1/moderations": "moderations",
 }
+ENDPOINTS = (*OPERATIONS, RESPONSES)
+"""The paths by which a model is asked."""
 # Fields of the body that are for whoever takes the request, and never reach the model server.
 _TAKEN = ("service_tier", "metadata", "store", BODY_FIELD)
 _TIERS = {"auto": "auto", "default": "default", "flex": "flex", "priority": "priority"}
@@ -43,8 +46,9 @@ Encoding = Literal["float", "base64"]
 class Wanted:
     """A request that has no id yet.
 
-    ``model`` is as the client names it, ``tier`` as it asks for it. ``deadline`` is epoch seconds,
-    None where the class's own counts. ``digest`` is that of all that the client has asked for.
+    ``path`` is that of its operation, by whichever the client asked. ``model`` is as the client
+    names it, ``tier`` as it asks for it. ``deadline`` is epoch seconds, None where the class's own
+    counts. ``digest`` is that of all that the client has asked for.
     """
 
     path: str
@@ -90,7 +94,7 @@ def wanted(
     """Return what a client asks for, checked as far as that can be without the fleet.
 
     Args:
-        path: of an operation, as in ``OPERATIONS``.
+        path: one of ``ENDPOINTS``.
         body: as parsed.
         headers: of HTTP; empty for a line of a batch.
         tenant: whose request it is.
@@ -101,6 +105,9 @@ def wanted(
     Raises:
         ApiError: something is missing, unknown, unfit or contradictory (400).
     """
+    response = None
+    if path == RESPONSES:
+        path, body, response = CHAT, chat_body(body), body
     operation = OPERATIONS[path]
     if default_model is not None and body.get("model") is None:
         body = body | {"model": default_model}
@@ -133,6 +140,7 @@ def wanted(
         fields=fields,
         digest=_digest(body, asked, fields),
         quoted_as=quoted_as,
+        response=response,
     )
 
 

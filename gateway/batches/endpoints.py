@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.runs import key_of, reused
-from gateway.api.translation import OPERATIONS
+from gateway.api.translation import ENDPOINTS
 from gateway.batches.keys import BatchKey, BatchKeys
 from gateway.batches.record import BatchRecord
 from gateway.batches.service import BatchService
@@ -174,8 +174,8 @@ def _check_fields(body: dict[str, Any]) -> None:
 
 
 def _endpoint(endpoint: str) -> str:
-    if endpoint not in OPERATIONS:
-        message = f"endpoint {endpoint!r:.60} is none of {', '.join(OPERATIONS)}"
+    if endpoint not in ENDPOINTS:
+        message = f"endpoint {endpoint!r:.60} is none of {', '.join(ENDPOINTS)}"
         raise ApiError(400, "invalid_value", message, param="endpoint")
     return endpoint
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import orjson
 
-from gateway.api.answers import answer_body, disclosed
+from gateway.api.answers import disclosed
 from gateway.api.refusals import refusal_of
+from gateway.api.responses_output import answer_in_form
 from gateway.batches.lines import BatchLine, LineProblem
 from gateway.batches.output import line_id, unanswered
 from gateway.batches.record import BatchRecord, LineError
@@ -85,7 +86,7 @@ class LineTexts:
         if (code := NEVER_ENDED.get(result.status)) is not None:
             return unanswered(prefix, n, line.custom_id, code) | {"shunter": told}, True
         if result.status == "completed" and result.response is not None:
-            status, body = result.response.status_code, answer_body(result, line.wanted)
+            status, body = result.response.status_code, answer_in_form(result, line.wanted)
         else:
             refusal = refusal_of(result, line.wanted, self._fleet)
             status, body = refusal.status, refusal.body()

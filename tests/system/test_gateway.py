@@ -37,6 +37,8 @@ from running_system import System, eventually
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
 HI = [{"role": "user", "content": "hi"}]
+PATIENT = {"X-Shunter-Deadline": "5m"}
+BREAK = [{"role": "user", "content": "break"}]
 HOLD = [{"role": "user", "content": "hold"}]
 HERE = Path(__file__).parent.parent / "producers" / "node"
 CANCELLED_S_MAX = 1.0
@@ -118,8 +120,7 @@ async def test_a_response_is_made_of_a_chat_completion(bench: Bench) -> None:
         MODEL,
     )
     assert raw.headers["x-shunter-pool"] == "served-eu"
-    said = bench.server.asked[-1].body["messages"]
-    assert [message["content"] for message in said] == ["count", "hi"]
+    assert [m["content"] for m in bench.server.asked[-1].body["messages"]] == ["count", "hi"]
     async with asking.stream(model=MODEL, input="hi") as stream:
         texts = [e.delta async for e in stream if e.type == "response.output_text.delta"]
         whole = await stream.get_final_response()
@@ -127,8 +128,7 @@ async def test_a_response_is_made_of_a_chat_completion(bench: Bench) -> None:
     assert (whole.output_text, whole.usage and whole.usage.total_tokens) == ("one two three", 10)
     # Half an answer is an error, and no answer.
     with pytest.raises(openai.APIError):
-        async for _ in await asking.create(model=MODEL, input="break", stream=True):
-            pass
+        _ = [e async for e in await asking.create(model=MODEL, input="break", stream=True)]
     with pytest.raises(openai.BadRequestError) as refused:
         await asking.create(model=MODEL, input="hi", previous_response_id="resp_1")
     assert refused.value.param == "previous_response_id"
@@ -286,7 +286,7 @@ async def test_a_client_that_leaves_cancels_what_waits_in_hold_and_lane(
 
 async def test_half_an_answer_never_looks_whole(bench: Bench) -> None:
     stream = await bench.client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "break"}], stream=True
+        model=MODEL, messages=BREAK, stream=True, extra_headers=PATIENT
     )
     with pytest.raises(openai.APIError) as raised:
         _ = [chunk async for chunk in stream]

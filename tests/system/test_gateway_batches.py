@@ -20,6 +20,7 @@ from model_server import ModelServer
 from openai import AsyncOpenAI
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 from running_system import System, eventually
 from s3_cases import new_bucket, s3_server
 
@@ -142,6 +143,20 @@ async def test_a_batch_from_the_file_to_the_answers(bench: Bench) -> None:
     assert (made.purpose, made.expires_at - made.created_at) == ("batch_output", 3600)
 
 
+async def test_lines_may_ask_for_responses(bench: Bench) -> None:
+    body = {"model": MODEL, "instructions": "count", "input": "hi", "max_output_tokens": 16}
+    asked = chat_line("a", url="/v1/responses", body=body)
+    wrong = asked | {"custom_id": "b", "body": body | {"background": True}}
+    lines, endpoint = [asked], "/v1/responses"
+    batch = await ended(bench.client, await begun(bench.client, lines, endpoint=endpoint))
+    (answered,), failed = await both(bench.client, batch)
+    answer = Response.model_validate(answered["response"]["body"])
+    assert (answer.output_text, answer.instructions, failed) == ("one two three", "count", [])
+    assert answered["shunter"]["placement"]["pool"] == "served-eu"
+    refused = await ended(bench.client, await begun(bench.client, [wrong], endpoint=endpoint))
+    assert [each.param for each in refused.errors.data] == ["background"]
+
+
 async def test_lists_by_pages_and_of_one_tenant_alone(bench: Bench) -> None:
     made = [await begun(bench.other, [line("a")]) for _ in range(3)]
     theirs = [b.id async for b in bench.other.batches.list(limit=2)]
@@ -198,7 +213,7 @@ async def test_bad_input_fails_before_anything_runs(bench: Bench) -> None:
     ("fields", "param"),
     [
         ({"completion_window": "8d"}, "completion_window"),
-        ({"endpoint": "/v1/responses"}, "endpoint"),
+        ({"endpoint": "/v1/messages"}, "endpoint"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after"),
     ],

@@ -11,7 +11,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.api.responses_events import ResponseEvents
-from gateway.api.responses_input import CHAT, chat_body
+from gateway.api.responses_input import RESPONSES, chat_body
 from gateway.api.responses_output import response_answer
 from gateway.api.translation import Wanted, wanted
 from gateway.http.errors import ApiError
@@ -24,8 +24,7 @@ IMAGE = "https://example.org/a.png"
 
 def asked(**fields: Any) -> Wanted:
     body = {"model": "m", "input": "hi"} | fields
-    found = wanted(CHAT, chat_body(body), {}, "acme", 1.0)
-    return Wanted(**{name: getattr(found, name) for name in found.__slots__} | {"response": body})
+    return wanted(RESPONSES, body, {}, "acme", 1.0)
 
 
 def result_of(choice: dict[str, Any], **more: Any) -> Result:
