@@ -100,7 +100,7 @@ def tag(
     Raises:
         UnservableError: an unknown operation, class or data class, or nothing within its bounds.
     """
-    operation, input_tag = _operation(request.url), _input_tokens(request, count)
+    operation, input_tag = _operation(request), _input_tokens(request, count)
     task_tag, workload, is_kept = _task(request, policy, operation, input_tag.value)
     task, tier = task_tag.value, policy.tiers.get(request.service_tier, _ANY_TIER)
     output_tag, high = _output_tokens(request, task, workload, operation, lengths)
@@ -144,11 +144,11 @@ def tag(
     return Tagged(profile, dict(zip(TAGS, found, strict=False)))
 
 
-def _operation(url: str) -> str:
-    """Return the operation of a URL. Raises UnservableError for one that no pool may serve."""
-    if url not in _OPERATIONS:
-        raise UnservableError("operation_not_served", unserved(url))
-    return _OPERATIONS[url]
+def _operation(request: InferenceRequest) -> str:
+    """Return the operation of a request. Raises UnservableError for one that no pool may serve."""
+    if (told := unserved(request.url, request.body)) is not None:
+        raise UnservableError("operation_not_served", told)
+    return _OPERATIONS[request.url]
 
 
 def _limits(

@@ -1,8 +1,12 @@
 """Operations of OpenAI-style APIs that no pool serves, and what to send instead."""
 
+from collections.abc import Mapping
+from typing import Any
+
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
 """The URLs of the operations that a pool may serve."""
 
+_OF_CHATS = frozenset({"messages", "prompt"})
 _CHAT = "send the conversation to POST /v1/chat/completions"
 # By the beginning of the path.
 _INSTEAD = (
@@ -34,7 +38,17 @@ def instead_of(path: str) -> str | None:
     return next((told for start, told in _INSTEAD if path.startswith(start)), None)
 
 
-def unserved(url: str) -> str:
-    """Return why a request for this URL ends without an answer: what it is, and what to do."""
-    instead = instead_of(url) or f"the url of a request is {', '.join(SERVED[:-1])} or {SERVED[-1]}"
-    return f"{url} is not served: {instead}"
+def unserved(url: str, body: Mapping[str, Any]) -> str | None:
+    """Return why a request ends without an answer, and what to send; None where it may have one.
+
+    Who publishes embeddings, or a call of another API, and says no URL means no chat.
+    """
+    if url not in SERVED:
+        others = f"the url of a request is {', '.join(SERVED[:-1])} or {SERVED[-1]}"
+        return f"{url} is not served: {instead_of(url) or others}"
+    if url == SERVED[0] and "input" in body and not _OF_CHATS & body.keys():
+        return (
+            "a body with `input` and no `messages` is no conversation: say its `url`,"
+            " /v1/embeddings or /v1/moderations, or send a conversation as `messages`"
+        )
+    return None

@@ -24,6 +24,7 @@ from policies import Policy, UnservableError, decided_tags, operation_of, parse_
 from topics import Tag
 
 CREATED_AT = NOW - 1
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 PACKAGED = parse_policy(
     (resources.files("policies.defaults") / "policy.yaml").read_text(), "policy.yaml"
 )
@@ -97,9 +98,9 @@ def test_an_unknown_class_cannot_be_served() -> None:
     [
         ({"body": say("x" * 400)}, 104),
         ({"body": {"model": "m", "prompt": "x" * 401}}, 101),
-        ({"body": {"model": "m", "input": ["x" * 8, "x" * 8]}}, 4),
-        ({"body": {"model": "m", "input": [1, 2, 3]}}, 3),
-        ({"body": {"model": "m", "input": [[1, 2], [3]]}}, 3),
+        ({"url": EMBED, "body": {"model": "m", "input": ["x" * 8, "x" * 8]}}, 4),
+        ({"url": EMBED, "body": {"model": "m", "input": [1, 2, 3]}}, 3),
+        ({"url": EMBED, "body": {"model": "m", "input": [[1, 2], [3]]}}, 3),
         ({"body": parts({"type": "text", "text": "x" * 40}, {"type": "image_url"})}, 4 + 10 + 512),
         ({"body": {"model": "m"}}, 1),
         ({"body": {"model": "m", "messages": [{"role": "user"}, 5, {"content": None}]}}, 12),
@@ -333,6 +334,15 @@ def test_an_operation_of_no_pool_is_refused_by_name_with_what_to_do(url: str, to
     assert told in caught.value.message
 
 
+@pytest.mark.parametrize("given", ["a", ["a"], [1], [{"role": "user", "content": "a"}], None])
+def test_input_alone_is_taken_for_no_chat(given: Any) -> None:
+    with pytest.raises(UnservableError, match="say its `url`, /v1/embeddings") as caught:
+        tagged(body={"model": "m", "input": given})
+    assert caught.value.code == "operation_not_served"
+    assert tagged(body={"model": "m", "input": given}, url=EMBED).profile.operation == "embeddings"
+    assert tagged(body=say("a") | {"input": given}).profile.operation == "chat"
+
+
 def test_seven_tags_come_before_the_decision_and_two_with_it() -> None:
     found = tagged()
     where = a_situation()
@@ -418,9 +428,11 @@ BODIES = st.fixed_dictionaries(
 @settings(PROPERTY)
 @given(
     body=BODIES,
-    url=st.sampled_from(["/v1/chat/completions", "/v1/embeddings", "/v1/moderations"]),
+    url=st.sampled_from([CHAT, EMBED, "/v1/moderations"]),
 )
 def test_any_body_has_its_tags(body: dict[str, Any], url: str) -> None:
+    if url == CHAT and "input" in body and not {"messages", "prompt"} & body.keys():
+        url = EMBED
     found = tagged(PACKAGED, body=body, url=url)
     assert found.profile.task in PACKAGED.classes
     assert found.profile.input_tokens >= 1
@@ -436,7 +448,7 @@ def deep(levels: int) -> Any:
 
 
 def test_a_body_as_deep_as_the_parser_lets_through_has_its_tags() -> None:
-    assert tagged(body={"model": "m", "input": deep(250)}).profile.input_tokens == 1
+    assert tagged(body={"model": "m", "prompt": deep(250)}).profile.input_tokens == 1
 
 
 @pytest.mark.parametrize("odd", [[], {}, None, 5, ["input_audio"]])
