@@ -29,7 +29,7 @@ from streams.hosting.stop_limit import limit_stop
 from streams.kafka.follower import TopicFollower
 from streams.tracing.setup import from_environment
 from topics import Settings
-from topics.signing.key_files import check_key_file
+from topics.signing.key_files import KeyFileError, check_key_file
 
 BACKLOG = 1024
 STOP_S_MAX = 10.0
@@ -219,12 +219,21 @@ def tls_of(settings: Settings) -> ssl.SSLContext | None:
 
     Raises:
         OSError: a file can't be read.
-        KeyFileError: others may read the private key.
+        KeyFileError: others may read the private key, or one of the two files is missing.
     """
-    certificate = settings.gateway_tls_cert
+    certificate, key = settings.gateway_tls_cert, settings.gateway_tls_key
     if certificate is None:
+        if key is not None:
+            raise KeyFileError(
+                "SHUNTER_GATEWAY_TLS_KEY is set and SHUNTER_GATEWAY_TLS_CERT is not: name the"
+                " certificate too, or unset the key to speak plain HTTP"
+            )
         return None
-    check_key_file(settings.gateway_tls_key or certificate)
+    if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
+        raise KeyFileError(
+            f"SHUNTER_GATEWAY_TLS_KEY is unset, and {certificate} has no private key: name its file"
+        )
+    check_key_file(key or certificate)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, settings.gateway_tls_key)
+    context.load_cert_chain(certificate, key)
     return context

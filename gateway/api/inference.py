@@ -16,6 +16,7 @@ from gateway.api.translation import Wanted, wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.bodies import read_json
 from gateway.http.errors import ApiError, json_response, overloaded
+from gateway.http.keys import ApiKey
 from gateway.http.state import GATEWAY, REQUEST_ID, SPAN, Gateway, caller_of
 from topics import Result
 
@@ -76,6 +77,8 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
     headers = gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
     if asked.asks_quote:
         return await quote(gateway, run.request_id, asked, value, headers + span.headers())
+    if not run.is_joined:
+        _charge_when_ended(gateway, caller.key, run.request_id)
     async with followed(gateway, run, value, headers, span, asked.session) as box:
         return await _answered(gateway, request, run, asked, box)
 
@@ -90,10 +93,7 @@ async def _answered(
     try:
         async with asyncio.timeout(_left_s(gateway, run, asked)):
             if streamed is not None:
-                response = await streamed.send(headers)
-                if (ended := streamed.result) is not None and not run.is_joined:
-                    _charge(gateway, request, ended)
-                return response
+                return await streamed.send(headers)
             result = await _result(run, box)
     except ApiError as error:
         error.headers |= headers
@@ -103,8 +103,6 @@ async def _answered(
         if streamed is not None:
             return await streamed.expire(late)
         raise late from None
-    if not run.is_joined:
-        _charge(gateway, request, result)
     if result.status != "completed":
         refusal = refusal_of(result, asked, gateway.fleet)
         refusal.headers |= headers | answer_headers(result)
@@ -112,8 +110,13 @@ async def _answered(
     return json_response(answer_in_form(result, asked), headers=headers | answer_headers(result))
 
 
-def _charge(gateway: Gateway, request: web.Request, result: Result) -> None:
-    gateway.key_limits.charge(caller_of(request).key, result, gateway.clock.now())
+def _charge_when_ended(gateway: Gateway, key: ApiKey | None, request_id: str) -> None:
+    """Count what a request uses when it ends, also where its client has left by then."""
+    if key is not None and key.limits.counts_use:
+        gateway.exchange.when_ended(
+            request_id,
+            lambda result: gateway.key_limits.charge(key, result, gateway.clock.now()),
+        )
 
 
 async def _result(run: Run, box: Mailbox) -> Result:

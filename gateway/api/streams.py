@@ -90,11 +90,6 @@ class StreamedAnswer:
         await self._response.write_eof()
         return self._response
 
-    @property
-    def result(self) -> Result | None:
-        """The result, once it has come to this stream."""
-        return self._progress.result
-
     async def _pieces(self) -> Result:
         """Pass the pieces on as they come, until the result is there and each piece of it."""
         progress = self._progress

@@ -27,6 +27,7 @@ from gateway.http.bodies import read_json
 from gateway.http.errors import ApiError, json_response
 from gateway.http.state import GATEWAY, SPAN, caller_of
 from topics import duration_s
+from topics.openai_api.operations import instead_of
 from topics.records.request import Duration
 
 BATCHES = web.AppKey("batches", BatchStore)
@@ -176,6 +177,8 @@ def _check_fields(body: dict[str, Any]) -> None:
 def _endpoint(endpoint: str) -> str:
     if endpoint not in ENDPOINTS:
         message = f"endpoint {endpoint!r:.60} is none of {', '.join(ENDPOINTS)}"
+        if (instead := instead_of(endpoint)) is not None:
+            message += f"; {instead}"
         raise ApiError(400, "invalid_value", message, param="endpoint")
     return endpoint
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -18,6 +18,8 @@ POLL_S = 1.0
 POLL_RECORDS_MAX = 2000
 # Positions of the newest results, so that one that is asked for later need not be searched.
 PLACES_MAX = 50_000
+# Requests whose end is told besides; far more than one gateway has open.
+ENDS_MAX = 50_000
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Dispatcher:
         self._consumers: list[AIOKafkaConsumer] = []
         self.places: BoundedDict[bytes, tuple[Partition, int]] = BoundedDict(PLACES_MAX)
         """By request id, where its result stands."""
+        self._ends: BoundedDict[bytes, Callable[[bytes], None]] = BoundedDict(ENDS_MAX)
 
     async def start(self) -> None:
         """Begin to follow; what is committed from now on is seen.
@@ -97,6 +100,10 @@ class Dispatcher:
         else:
             self._boxes.pop(key, None)
 
+    def when_ended(self, request_id: str, take: Callable[[bytes], None]) -> None:
+        """Give a request's result to a function too, before a mailbox, whoever waits by then."""
+        self._ends.put(request_id.encode(), take)
+
     def is_open(self, request_id: str) -> bool:
         """Return whether somebody here waits for a request."""
         return request_id.encode() in self._boxes
@@ -123,6 +130,8 @@ class Dispatcher:
             topic = record.partition.topic
             if topic == self._results:
                 self.places.put(key, (record.partition, record.offset))
+                if (take := self._ends.pop(key, None)) is not None:
+                    take(value)
             for box in self._boxes.get(key, ()):
                 if topic == self._results:
                     box.put_result(value)

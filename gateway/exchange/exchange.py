@@ -1,14 +1,14 @@
 """The exchange: publish a request, follow it to its result, cancel it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gateway.exchange.dispatcher import Dispatcher
 from gateway.exchange.history import StreamHistory
 from gateway.exchange.lookup import ResultLookup
 from gateway.exchange.mailbox import Mailbox, PiecesBefore
 from gateway.exchange.publisher import RequestPublisher
-from topics import Cancellation, Catalogue, Result, Settings, encode
+from topics import BadRecordError, Cancellation, Catalogue, Result, Settings, decode, encode
 
 
 class Exchange:
@@ -53,6 +53,16 @@ class Exchange:
             yield box
         finally:
             self._dispatcher.close(box)
+
+    def when_ended(self, request_id: str, take: Callable[[Result], None]) -> None:
+        """Give a request's result to a function when it comes, whether anybody waits or not."""
+
+        def read(value: bytes) -> None:
+            # Whoever waits for it is told that it can't be read.
+            with contextlib.suppress(BadRecordError):
+                take(decode(Result, value))
+
+        self._dispatcher.when_ended(request_id, read)
 
     def is_followed(self, request_id: str) -> bool:
         """Return whether somebody at this gateway waits for a request."""

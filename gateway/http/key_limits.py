@@ -61,10 +61,8 @@ class KeyLimits:
         finally:
             use.open_now -= 1
 
-    def charge(self, key: ApiKey | None, result: Result, now: float) -> None:
+    def charge(self, key: ApiKey, result: Result, now: float) -> None:
         """Count tokens and cost of a result."""
-        if key is None:
-            return
         use = self._use(key)
         if result.usage is not None:
             tokens = result.usage.input_tokens + result.usage.output_tokens

@@ -38,6 +38,11 @@ class DeclaredLimits(_Strict):
     usd_per_day: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     concurrency: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def counts_use(self) -> bool:
+        """True if what requests have used counts against a limit."""
+        return self.tokens_per_minute is not None or self.usd_per_day is not None
+
 
 class ApiKey(_Strict):
     """One key: its tenant, the SHA-256 of its text in hex, and its id in the policy."""

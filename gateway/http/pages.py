@@ -11,6 +11,7 @@ from gateway.http.state import GATEWAY
 
 _STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:3rem auto;padding:0 1rem}"
 _STYLE += "pre{background:#f3f3f3;padding:1rem;overflow:auto}td{padding:.1rem 1rem .1rem 0}"
+_STYLE += "code{white-space:nowrap}"
 # Nothing of the page comes from elsewhere, and it runs no script.
 _SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",

@@ -354,6 +354,40 @@ async def test_other_tenants_and_strangers_get_nothing(bench: Bench, tmp_path: P
         await eventually(is_shut, "the key is taken back without a restart")
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_key_is_charged_for_what_its_client_left(
+    bench: Bench, tmp_path: Path, streamed: bool
+) -> None:
+    entry = {"tenant": "acme", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [entry | {"limits": {"usd_per_day": 1e-12}}]}))
+    asked: dict[str, Any] = {"model": MODEL, "messages": HOLD, "stream": streamed}
+    async with door(bench.system, SHUNTER_GATEWAY_KEYS=str(keys)) as opened, opened.client() as c:
+
+        async def runs() -> bool:
+            return bool(HELD)
+
+        async def is_stopped() -> bool:
+            return not HELD
+
+        await eventually(is_stopped, "nothing runs")
+        waiting = asyncio.create_task(c.chat.completions.create(**asked))
+        await eventually(runs, "it runs")
+        if streamed:
+            await (await waiting).close()
+        else:
+            waiting.cancel()
+
+        async def is_charged() -> bool:
+            try:
+                await c.models.list()
+            except openai.RateLimitError:
+                return True
+            return False
+
+        await eventually(is_charged, "the key has used up its dollars")
+
+
 async def test_a_tenant_that_needs_a_key_is_served_where_one_is_proven(
     bench: Bench, tmp_path: Path
 ) -> None:

@@ -195,6 +195,17 @@ async def test_tls_by_files(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(("given", "missing"), [("key", "CERT"), ("cert", "KEY")])
+async def test_one_file_of_tls_alone_serves_nothing(
+    tmp_path: Path, given: str, missing: str
+) -> None:
+    pem, private = certificate(tmp_path)
+    own = {f"gateway_tls_{given}": {"cert": pem, "key": private}[given]}
+    with pytest.raises(KeyFileError, match=f"SHUNTER_GATEWAY_TLS_{missing}"):
+        async with opened(**own):
+            pass
+
+
 async def told(port: int, path: str) -> tuple[int, Any]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
