@@ -134,8 +134,8 @@ class Driver:
             await asyncio.sleep(0)
             if self._folder.seen_cancelling_at() is not None:
                 break
-        errors, lines = checked.errors, len(checked.offsets)
-        if not errors and (beyond := self._parts.texts.beyond_budget(batch, lines, self._now())):
+        errors = checked.errors
+        if not errors and (beyond := self._parts.texts.beyond_budget(batch, checked, self._now())):
             errors = [beyond]
         if self._folder.seen_cancelling_at() is not None or errors:
             batch.errors = errors
@@ -144,7 +144,7 @@ class Driver:
                 batch.errors = []
                 batch.enter("cancelled", self._now())
         else:
-            batch.counts.total, batch.model = lines, checked.model
+            batch.counts.total, batch.model = len(checked.offsets), checked.model
             source.offsets = checked.offsets
             batch.enter("in_progress", self._now())
         await in_thread(self._folder.write, batch)

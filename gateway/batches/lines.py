@@ -3,6 +3,7 @@
 import hashlib
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,8 @@ class CheckedInput:
     errors: list[LineError] = field(default_factory=list)
     model: str | None = None
     """The model of all lines; None where they name several."""
+    tasks: Counter[str] = field(default_factory=Counter)
+    """Of the lines that name their class, how many are of each."""
 
 
 class Input:
@@ -94,6 +97,8 @@ class Input:
                 line = self.parse(data, now)
                 _check_new(line.custom_id, seen)
                 models.add(line.wanted.model)
+                if (task := line.wanted.fields.get("task")) is not None:
+                    found.tasks[task] += 1
             except LineProblem as problem:
                 found.errors.append(LineError(problem.code, problem.message, number, problem.param))
             found.offsets.append(offset)

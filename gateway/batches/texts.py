@@ -7,13 +7,13 @@ import orjson
 from gateway.api.answers import disclosed
 from gateway.api.refusals import refusal_of
 from gateway.api.responses_output import answer_in_form
-from gateway.batches.lines import BatchLine, LineProblem
+from gateway.batches.lines import BatchLine, CheckedInput, LineProblem
 from gateway.batches.output import line_id, unanswered
 from gateway.batches.record import BatchRecord, LineError
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from gateway.http.keys import KeyProofs
-from policies.config.budgets import most_requests
+from policies.config.budgets import Counted, most_requests
 from topics import Result, duration_s, encode
 from topics.openai_api.batch_output import NEVER_ENDED
 
@@ -44,24 +44,23 @@ class LineTexts:
         """Return after how many seconds the tenant's rate takes one more request."""
         return self._fleet.rate_wait_s(tenant)
 
-    def beyond_budget(self, batch: BatchRecord, lines: int, now: float) -> LineError | None:
+    def beyond_budget(
+        self, batch: BatchRecord, checked: CheckedInput, now: float
+    ) -> LineError | None:
         """Return why a batch has more lines than budgets accept before it expires, if it has.
 
         Each line that runs is one request in one window of each budget in requests, so this is
-        known before any runs; what lines use of other units is known when they have run.
+        known before any runs, of the tenant and its key, and of the classes that lines name; what
+        lines use of other units, and of which class others are, is known when they run.
         """
         key_id = self._proofs.proven(batch.key_id)
-        counted = self._fleet.policy.budgets_of(batch.tenant, key_id)
-        bound = most_requests(counted, now, batch.expires_at)
-        if bound is None or lines <= bound[0]:
-            return None
-        most, (rule, _, budget) = bound
-        message = (
-            f"the batch has {lines:,} lines; the budget of {rule}, {budget.requests:,} requests in"
-            f" {budget.window_s:g} s, accepts at most {most:,} before the batch expires; split it,"
-            " or give it a longer completion_window"
-        )
-        return LineError("insufficient_quota", message)
+        counts = [((), len(checked.offsets)), *(((t,), n) for t, n in checked.tasks.items())]
+        for classes, lines in counts:
+            counted = self._fleet.policy.budgets_of(batch.tenant, key_id, classes)
+            bound = most_requests(counted, now, batch.expires_at)
+            if bound is not None and lines > bound[0]:
+                return _beyond(lines, classes, *bound)
+        return None
 
     def value(self, line: BatchLine, request_id: str, expires_at: float, now: float) -> bytes:
         """Return the record of a line's request; its deadline is the batch's, or its own before.
@@ -108,3 +107,15 @@ def _line(
         "response": {"status_code": status, "request_id": request_id, "body": body},
         "error": None,
     }
+
+
+def _beyond(lines: int, classes: tuple[str, ...], most: int, counted: Counted) -> LineError:
+    """Return the error of a batch with more lines, of some classes, than a budget accepts."""
+    rule, _, budget = counted
+    of_class = "".join(f" of class {task}" for task in classes)
+    message = (
+        f"the batch has {lines:,} lines{of_class}; the budget of {rule}, {budget.requests:,}"
+        f" requests in {budget.window_s:g} s, accepts at most {most:,} before the batch expires;"
+        " split it, or give it a longer completion_window"
+    )
+    return LineError("insufficient_quota", message)

@@ -265,6 +265,26 @@ async def test_a_batch_with_more_lines_than_its_budget_ever_accepts_fails_before
     assert f"accepts at most {most} before" in error.message
 
 
+@pytest.mark.parametrize(("of_bulk", "status"), [(20, "completed"), (21, "failed")])
+async def test_lines_that_name_a_class_count_against_its_budget_too(
+    tmp_path: Path, of_bulk: int, status: str
+) -> None:
+    declared = a_policy().model_dump()
+    declared["classes"]["bulk"]["budgets"] = [{"window_s": 86400, "requests": 20}]
+    site = Site(tmp_path, World(3), policy=Policy.model_validate(declared))
+    lines = [chat_line(name, shunter={"task": "bulk"}) for name in NAMES[:of_bulk]]
+    lines += [chat_line(name) for name in NAMES[of_bulk:]]
+    folder = site.create(file_of(lines), tmp_path, expires_at=NOW + 4000)
+    assert await site.live(folder)
+    batch = folder.read()
+    assert (batch.status, bool(site.world.ingest)) == (status, status == "completed")
+    told = [(error.code, error.message) for error in batch.errors]
+    assert bool(told) == (status == "failed")
+    for code, message in told:
+        assert code == "insufficient_quota"
+        assert "has 21 lines of class bulk; the budget of classes.bulk, 20 requests" in message
+
+
 class Arriving(World):
     """A world in which a result arrives each time that somebody looks at the clock."""
 

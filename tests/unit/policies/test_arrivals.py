@@ -117,7 +117,7 @@ def test_what_is_held_tells_of_arrivals_as_if_they_had_been_seen() -> None:
         observed.observe("g", at)
     assert recalled.rate_per_s("g", NOW + 50) == pytest.approx(observed.rate_per_s("g", NOW + 50))
     before = observed.rate_per_s("g", NOW + 50)
-    observed.recall("g", times)
+    observed.recall("g", times * 2)
     assert observed.rate_per_s("g", NOW + 50) == before
 
 
