@@ -104,7 +104,7 @@ def test_table_of_settings_is_complete() -> None:
 def test_tables_of_buffers_have_the_limits_of_the_code() -> None:
     checked = 0
     for row in (REFERENCE / "buffers.md").read_text().splitlines():
-        path = re.search(r"`((?:streams|workers|policies)/[\w/]+\.py)`", row)
+        path = re.search(r"`((?:streams|workers|policies|gateway)/[\w/]+\.py)`", row)
         for name, number, unit in re.findall(r"`([A-Z_]+_MAX)`, ([\d,]+)( MiB)?", row):
             assert path, row
             code = re.search(rf"^{name} = ([\d_* ]+)$", (ROOT / path[1]).read_text(), re.MULTILINE)
