@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import ssl
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,26 @@ async def test_tls_by_files(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match=r"key\.pem"):
         async with opened(gateway_tls_cert=pem, gateway_tls_key=private):
             pass
+
+
+async def test_an_open_connection_over_tls_takes_little_memory(tmp_path: Path) -> None:
+    pem, private = certificate(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(pem))
+    writers: list[asyncio.StreamWriter] = []
+    async with opened(gateway_tls_cert=pem, gateway_tls_key=private) as port:
+        for number in range(22):
+            if number == 2:
+                tracemalloc.start()
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trusting, server_hostname="localhost"
+            )
+            writers.append(writer)
+        now, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        for writer in writers:
+            writer.close()
+    # Both ends are in this process.
+    assert now / 20 < 2 * 64 * 1024
 
 
 @pytest.mark.parametrize(("given", "missing"), [("key", "CERT"), ("cert", "KEY")])
