@@ -30,7 +30,7 @@ MODEL, LINES = "llama-3.1-70b", 400
 # The shorter one first: what the pools learn of its lines is known to both.
 WINDOWS = ("1m", "24h")
 RATIO_MAX = 0.9
-END_S_MAX = 200.0
+END_S_MAX = 400.0
 
 
 def line(n: int, window: str, task: str | None) -> bytes:
