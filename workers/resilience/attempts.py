@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from policies import Option
 from streams.engine.clock import Clock
@@ -21,6 +23,9 @@ AFTER_S_MAX = 10.0
 NOTICE_S = 0.2
 # A try should leave time for this many like it elsewhere.
 RESERVED_TRIES = 2
+# A stream whose client has pieces of it goes on beyond its share while they are no further apart: a
+# try elsewhere would begin again, and could give the client nothing but half an answer.
+STALLED_S = 1.0
 
 
 def limit_s(profile: Profile, option: Option, now: float, attempts_max: int) -> float:
@@ -74,16 +79,20 @@ class Attempts:
         Raises:
             CallError: the cause of its end; ``here`` then means the same as ``elsewhere``.
         """
-        limit = limit_s(call.profile, option, self._clock.now(), self.attempts_max)
-        end_at = asyncio.get_running_loop().time() + limit
+        loop, now = asyncio.get_running_loop(), self._clock.now()
+        limit = limit_s(call.profile, option, now, self.attempts_max)
+        began_at = loop.time()
+        deadline_at = began_at + call.profile.deadline - now
+        scope = asyncio.timeout_at(began_at + limit)
         try:
-            async with asyncio.timeout_at(end_at):
-                return await self._try(call, end_at)
+            async with scope:
+                return await self._try(_extending(call, scope, deadline_at), began_at + limit)
         except TimeoutError as error:
             # One that had no chance from the start says nothing of the server.
             if limit >= service_s(call.profile, option):
                 self._breakers.failed(option.variant)
-            message = f"no answer within {limit:.1f} s, its share of the time to the deadline"
+            took_s = loop.time() - began_at
+            message = f"no answer within {took_s:.1f} s, its share of the time to the deadline"
             raise CallError("timeout", message, retry="elsewhere") from error
 
     async def _try(self, call: Call, end_at: float) -> Outcome:
@@ -122,3 +131,19 @@ class Attempts:
             self._breakers.failed(variant)
         elif error.retry == "never":
             self._breakers.succeeded(variant)
+
+
+def _extending(call: Call, scope: asyncio.Timeout, deadline_at: float) -> Call:
+    """Return a call whose pieces for a client extend the time of its try, up to the deadline."""
+    tell = call.tell
+    if tell is None:
+        return call
+    loop = asyncio.get_running_loop()
+
+    async def extend(chunk: dict[str, Any]) -> None:
+        await tell(chunk)
+        end_at = scope.when()
+        if end_at is not None and not scope.expired():
+            scope.reschedule(max(end_at, min(deadline_at, loop.time() + STALLED_S)))
+
+    return replace(call, tell=extend)

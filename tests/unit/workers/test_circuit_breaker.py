@@ -1,6 +1,7 @@
 """Tries at one server: what is tried again there, how long, and when nothing is sent any more."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from stream_cases import START, FakeClock
 
 from topics import Response, Usage
 from workers.backends.base import CallError, Load, Outcome
+from workers.resilience import attempts as attempts_of
 from workers.resilience.attempts import AFTER_S_MAX, TRIES_HERE_MAX, Attempts, limit_s, service_s
 from workers.resilience.circuit_breaker import FAILURES_MAX, LAST_CALLS, Breaker, Breakers
 
@@ -108,6 +110,54 @@ async def test_a_server_that_never_answers_leaves_time_for_another() -> None:
     # It had less time than it needs: that says nothing of the server.
     assert breakers.state(VARIANT) == "closed"
     assert not breakers._breakers[VARIANT].last
+
+
+class Telling(Scripted):
+    """A backend that tells so many pieces, so far apart, and then answers or is silent."""
+
+    def __init__(self, pieces: int, apart_s: float, *, is_silent: bool = False) -> None:
+        super().__init__(60.0 if is_silent else 0.0)
+        self._pieces, self._apart_s = pieces, apart_s
+
+    async def execute(self, asked: Any) -> Outcome:
+        for number in range(self._pieces):
+            if asked.tell is not None:
+                await asked.tell({"n": number})
+            await asyncio.sleep(self._apart_s)
+        return await super().execute(asked)
+
+
+async def tried(backend: Scripted, left_s: float, *, is_streamed: bool) -> tuple[str, float, int]:
+    """How a try ends with so much time to the deadline, after how long, and what was told."""
+    told: list[Any] = []
+
+    async def tell(chunk: dict[str, Any]) -> None:
+        told.append(chunk)
+
+    attempts, _ = made(backend, FakeClock(START + 120.0 - left_s))
+    loop = asyncio.get_running_loop()
+    began_at = loop.time()
+    try:
+        await attempts.run(replace(call(), tell=tell if is_streamed else None), OPTIONS[0])
+        end = "answered"
+    except CallError as error:
+        end = error.code
+    return end, loop.time() - began_at, len(told)
+
+
+async def test_a_stream_that_its_client_has_begun_to_read_goes_on_beyond_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempts_of, "STALLED_S", 0.2)
+    # Half of the time is its share; an answer takes three quarters.
+    assert (await tried(Telling(15, 0.1), 2.0, is_streamed=True))[::2] == ("answered", 15)
+    end, took_s, _ = await tried(Telling(15, 0.1), 2.0, is_streamed=False)
+    assert (end, took_s) == ("timeout", pytest.approx(1.0, abs=0.3))
+    end, took_s, told = await tried(Telling(12, 0.1, is_silent=True), 4.0, is_streamed=True)
+    assert (end, told) == ("timeout", 12)
+    assert took_s == pytest.approx(2.0, abs=0.3), "one that falls silent leaves time for another"
+    end, took_s, _ = await tried(Telling(100, 0.1), 2.0, is_streamed=True)
+    assert (end, took_s) == ("timeout", pytest.approx(2.0, abs=0.3)), "the deadline holds"
 
 
 def test_a_try_may_take_what_leaves_time_for_one_more() -> None:
