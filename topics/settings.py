@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,20 @@ MIB = 1024 * 1024
 # Of evidence. Articles 19 and 26 (6) of Regulation (EU) 2024/1689 ask for six months of logs at
 # least, up to 184 days; the rest is for clocks, and for who looks on the last day.
 RETENTION_DAYS = {"standard": 30, "eu-ai-act": 200}
+
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+def networks_of(text: str) -> Networks:
+    """Return the networks of a list separated by commas, or addresses. Raises ValueError."""
+    found: list[IPv4Network | IPv6Network] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        try:
+            found.append(ip_network(part, strict=False))
+        except ValueError as error:
+            raise ValueError(f"{part!r:.60} is no network, such as 10.0.0.0/8 or ::1") from error
+    return tuple(found)
 
 
 class Settings(BaseSettings):
@@ -149,6 +164,8 @@ class Settings(BaseSettings):
     gateway_copies: Path | None = None
     """Directory on a disk of this machine for copies of the inputs of batches that the gateway
     drives from an object store; unset, that of temporary files (``TMPDIR``)."""
+    gateway_proxies: str = ""
+    """Networks of proxies whose ``X-Forwarded-For`` and ``-Proto`` count, separated by commas."""
     gateway_tls_cert: Path | None = None
     """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
     gateway_tls_key: Path | None = None
@@ -159,6 +176,12 @@ class Settings(BaseSettings):
     """Lines for people, or one JSON object a line; both name the trace of a request."""
     jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
     """Page of the Jaeger that `shunter trace` reads from."""
+
+    @field_validator("gateway_proxies")
+    @classmethod
+    def _of_networks(cls, networks: str) -> str:
+        networks_of(networks)
+        return networks
 
     @field_validator("archive_days")
     @classmethod

@@ -31,7 +31,8 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
     resource = request.match_info.route.resource
     route = None if resource is None else resource.canonical
     topic, code = gateway.exchange.catalogue.requests, None
-    span = request[SPAN] = HttpSpan(gateway.telemetry, topic, gateway.clock, request)
+    origin = gateway.proxies.origin(request)
+    span = request[SPAN] = HttpSpan(gateway.telemetry, topic, gateway.clock, request, origin)
     is_api = request.path.startswith(API_PREFIX)
     try:
         response = await _admitted(request, handler, gateway)

@@ -3,6 +3,7 @@
 from aiohttp import web
 from opentelemetry.trace import SpanKind
 
+from gateway.http.proxies import Origin
 from streams.engine.clock import Clock
 from streams.engine.trace_context import Context
 from streams.tracing import span_attributes as a
@@ -74,8 +75,14 @@ class HttpSpan:
     """One request over HTTP, in its client's trace if it has one."""
 
     def __init__(
-        self, telemetry: Telemetry, topic: str, clock: Clock, request: web.BaseRequest
+        self,
+        telemetry: Telemetry,
+        topic: str,
+        clock: Clock,
+        request: web.BaseRequest,
+        origin: Origin | None = None,
     ) -> None:
+        self._origin = origin
         self._telemetry = telemetry
         self._topic = topic
         self._clock = clock
@@ -124,7 +131,8 @@ class HttpSpan:
         """
         if self._own is None or not self._own.is_sampled:
             return
-        request = self._request
+        request, origin = self._request, self._origin
+        own_scheme = "https" if request.secure else "http"
         method = request.method if request.method in _METHODS else "_OTHER"
         said = a.said(
             {
@@ -133,7 +141,8 @@ class HttpSpan:
                 "http.response.status_code": status,
                 "network.protocol.version": "{}.{}".format(*request.version),
                 "url.path": None if route is None else request.path,
-                "url.scheme": "https" if request.secure else "http",
+                "url.scheme": own_scheme if origin is None else origin.scheme,
+                "client.address": None if origin is None else origin.address,
             }
         )
         error = None

@@ -14,6 +14,7 @@ from gateway.exchange.turns import Places
 from gateway.http.key_limits import KeyLimits
 from gateway.http.keys import ApiKeys, Caller, KeyProofs
 from gateway.http.meter import Meter
+from gateway.http.proxies import Proxies
 from gateway.http.spans import HttpSpan
 from streams.engine.clock import Clock
 from streams.tracing.telemetry import Telemetry
@@ -36,12 +37,14 @@ class Gateway:
     key_limits: KeyLimits = field(default_factory=KeyLimits)
     open_requests: int = 0
     """Requests that are being answered now."""
+    proxies: Proxies = field(init=False)
     places: Places = field(init=False)
     """Who of those that ask a model may have its request run."""
     is_stopping: bool = False
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.proxies = Proxies(self.settings.gateway_proxies)
         self.places = Places(self.settings.gateway_open_max)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:

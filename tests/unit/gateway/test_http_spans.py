@@ -141,20 +141,38 @@ def test_a_line_of_a_batch_begins_a_trace_that_links_to_what_created_the_batch()
     assert f"{context.span_id:016x}" == span_id_of(sent)
 
 
-async def test_the_api_is_traced_and_what_probes_ask_is_not() -> None:
-    gateway = make_gateway(Settings(gateway_port=0, bootstrap_servers="127.0.0.1:1"))
-    traced = Traced()
+async def asked(traced: Traced, *paths: str, headers: dict[str, str], **settings: Any) -> None:
+    gateway = make_gateway(Settings(gateway_port=0, bootstrap_servers="127.0.0.1:1", **settings))
     gateway.telemetry = traced.telemetry
-    headers = {"traceparent": CLIENT, "Authorization": "Bearer k"}
     async with (
         listening(gateway) as port,
         aiohttp.ClientSession(f"http://127.0.0.1:{port}/", headers=headers) as session,
     ):
-        for path in ("/metrics", "/v1/models/none", "/v1/secret-path"):
+        for path in paths:
             async with session.get(path) as answer:
                 await answer.read()
+
+
+async def test_the_api_is_traced_and_what_probes_ask_is_not() -> None:
+    traced = Traced()
+    headers = {"traceparent": CLIENT, "Authorization": "Bearer k"}
+    await asked(traced, "/metrics", "/v1/models/none", "/v1/secret-path", headers=headers)
     told = {
         span.name: (span.attributes or {}).get("http.response.status_code")
         for span in traced.spans()
     }
     assert told == {"GET /v1/models/{id}": 404, "GET": 404}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told"),
+    [("127.0.0.0/8", ("203.0.113.7", "https")), ("10.0.0.1", ("127.0.0.1", "http"))]
+    + [("", (None, "http"))],
+)
+async def test_who_asked_is_told_as_far_as_a_proxy_is_trusted(proxies: str, told: Any) -> None:
+    traced = Traced()
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    await asked(traced, "/v1/models", headers=headers, gateway_proxies=proxies)
+    (span,) = traced.spans()
+    attributes = span.attributes or {}
+    assert (attributes.get("client.address"), attributes["url.scheme"]) == told
