@@ -166,8 +166,11 @@ async def test_the_api_is_traced_and_what_probes_ask_is_not() -> None:
 
 @pytest.mark.parametrize(
     ("proxies", "told"),
-    [("127.0.0.0/8", ("203.0.113.7", "https")), ("10.0.0.1", ("127.0.0.1", "http"))]
-    + [("", (None, "http"))],
+    [
+        ("127.0.0.0/8", ("203.0.113.7", "https")),
+        ("10.0.0.1", ("127.0.0.1", "http")),
+        ("", (None, "http")),
+    ],
 )
 async def test_who_asked_is_told_as_far_as_a_proxy_is_trusted(proxies: str, told: Any) -> None:
     traced = Traced()
