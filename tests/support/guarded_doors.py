@@ -12,6 +12,8 @@ from confluent_kafka.admin import (
 )
 from tls_broker import certified, password_of
 
+from topics.embedded_broker.jars import KAFKA_VERSION
+
 USER = "shunter"
 SECRET = password_of(USER)
 MECHANISMS = {
@@ -33,7 +35,7 @@ class Door:
         return f"DOOR_{self.protocol}_{self.mechanism}".rstrip("_").replace("-", "_")
 
 
-ALL = (
+EVERY = (
     Door("SSL"),
     Door("SASL_SSL", "SCRAM-SHA-512"),
     Door("SASL_SSL", "SCRAM-SHA-256"),
@@ -41,6 +43,9 @@ ALL = (
     Door("SASL_PLAINTEXT", "SCRAM-SHA-512"),
     Door("SASL_PLAINTEXT", "PLAIN"),
 )
+# Brokers with KRaft keep no password of SCRAM before 3.5.
+HAS_SCRAM = tuple(map(int, KAFKA_VERSION.split("."))) >= (3, 5)
+ALL = tuple(door for door in EVERY if HAS_SCRAM or door.mechanism not in MECHANISMS)
 
 
 class Doors:
