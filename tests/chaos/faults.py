@@ -40,8 +40,8 @@ ROUTERS = ("router", "router-b")
 # Of the run: how long a silent member stays in its group, and a transaction may stay open.
 SESSION_S, TRANSACTION_S = 6.0, 3.0
 PARTITIONS_GROWN = 6
-# The clients of the run log in as nobody.
-NOBODY = "User:ANONYMOUS"
+# Whoever comes in, by whatever door.
+EVERYBODY = "User:*"
 
 
 @dataclass(kw_only=True)
@@ -229,7 +229,7 @@ async def delete_topic(scene: LoneScene) -> None:
 async def deny_results(scene: LoneScene) -> None:
     """The right to write results taken away for 5 s"""
     rule = (ResourceType.TOPIC, scene.system.catalogue.results, ResourcePatternType.LITERAL)
-    denied = (NOBODY, "*", AclOperation.WRITE, AclPermissionType.DENY)
+    denied = (EVERYBODY, "*", AclOperation.WRITE, AclPermissionType.DENY)
     await each(scene.kafka.create_acls([AclBinding(*rule, *denied)]))
     await asyncio.sleep(5)
     await each(scene.kafka.delete_acls([AclBindingFilter(*rule, *denied)]))

@@ -32,6 +32,7 @@ from faults import (
     LoneScene,
     Scene,
 )
+from guarded_doors import ALL, Door, Doors
 from ledger import Ledger
 from load import Load
 from lost_tail import lose_tail
@@ -70,6 +71,10 @@ END_S = 240.0
 # Time for processes to end beside three brokers on a busy machine.
 STOP_S_MAX = 90.0
 
+# Ways to the only broker that ask who comes, by name; a login ends after so long.
+DOORS = {"": Door("PLAINTEXT")} | {door.name: door for door in ALL}
+LOGIN_MS = 60_000
+
 # A right can be taken away where there is somebody who checks it.
 AUTHORIZER = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -89,6 +94,7 @@ class Asked:
     calm_s_max: float
     table: Path | None
     nodes: int = 1
+    door: str = ""
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -115,19 +121,25 @@ async def run(asked: Asked) -> Seen:
 
 
 async def _on_one_broker(asked: Asked, rng: random.Random, directory: Path) -> Seen:
-    behind = Listener("PROXY", free_port(), free_port())
+    door = DOORS[asked.door]
+    doors = Doors([door], directory, LOGIN_MS)
+    behind = Listener(door.name, free_port(), free_port())
     broker = EmbeddedBroker(
-        data_dir=directory / "kafka", properties=AUTHORIZER, extra_listeners=[behind]
+        data_dir=directory / "kafka",
+        properties=AUTHORIZER | doors.properties,
+        extra_listeners=[behind],
     )
     proxy = Proxy(behind.advertised_port, behind.port)
     async with MuteServer() as server:
         with broker, proxy:
+            doors.add_user(broker.bootstrap_servers)
             async with System(
                 broker.bootstrap_servers,
                 "chaos",
                 directory,
                 fleet=fleet_with(server),
                 extra_env={
+                    **doors.variables(door),
                     "SHUNTER_BOOTSTRAP_SERVERS": f"127.0.0.1:{behind.advertised_port}",
                     "SHUNTER_SESSION_TIMEOUT_MS": str(int(SESSION_S * 1000)),
                     "SHUNTER_TRANSACTION_TIMEOUT_MS": str(int(TRANSACTION_S * 1000)),
@@ -295,6 +307,12 @@ def main() -> None:
         help="longest wait for requests to be served in time after a fault, in seconds",
     )
     parser.add_argument("--nodes", type=int, default=1, help="brokers, 1 or 3")
+    parser.add_argument(
+        "--door",
+        default="",
+        choices=DOORS,
+        help="how processes come to the only broker; by default without TLS and login",
+    )
     parser.add_argument("--table", type=Path, help="where to write the table")
     asked = Asked(**vars(parser.parse_args()))
     print(f"seed {asked.seed}", flush=True)

@@ -97,8 +97,8 @@ def test_table_of_result_fields_is_the_record() -> None:
 def test_table_of_settings_is_complete() -> None:
     settings = (REFERENCE / "settings.md").read_text()
     told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(settings, "Settings")))
-    # The cache is the embedded broker's own.
-    assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
+    # Cache and version are the embedded broker's own.
+    assert told - {"CACHE_DIR", "KAFKA_VERSION"} == {name.upper() for name in Settings.model_fields}
 
 
 def test_tables_of_buffers_have_the_limits_of_the_code() -> None:
@@ -230,7 +230,7 @@ def test_the_index_of_decisions_has_each_with_its_title_and_a_summary() -> None:
 def test_documents_name_no_setting_that_there_is_not() -> None:
     known = {f"SHUNTER_{name.upper()}" for name in Settings.model_fields}
     # Of the embedded broker, and of the tests.
-    known |= {"SHUNTER_CACHE_DIR", "SHUNTER_FUZZ_EXAMPLES"}
+    known |= {"SHUNTER_CACHE_DIR", "SHUNTER_FUZZ_EXAMPLES", "SHUNTER_KAFKA_VERSION"}
     for document in DOCUMENTS:
         for name in re.findall(r"SHUNTER_[A-Z_]+[A-Z]", document.read_text()):
             assert name in known, f"{name} in {named(document)}"

@@ -161,7 +161,7 @@ def test_the_gateway_answers_where_it_is_looked_for_and_has_its_keys() -> None:
         for each in OBJECTS
         if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "gateway"
     )
-    assert policy["ingress"] == [{"ports": [{"port": port}]}]
+    assert policy["ingress"] == [{"ports": [{"port": port, "protocol": "TCP"}]}]
     mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
     keys = Path(SETTINGS["SHUNTER_GATEWAY_KEYS"])
     volume = mounted[str(keys.parent)]
@@ -252,6 +252,13 @@ def test_the_topics_can_be_applied_again_when_settings_have_changed() -> None:
     assert 0 < job["spec"]["ttlSecondsAfterFinished"] <= 60
     # It ends, one way or the other.
     assert 0 < job["spec"]["activeDeadlineSeconds"] <= 600
+
+
+def test_a_second_apply_finds_the_policies_as_they_are() -> None:
+    """What a server fills into a list counts as a change of it each time."""
+    policies = [each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"]
+    ports = [port for each in policies for rule in each["ingress"] for port in rule["ports"]]
+    assert [port["protocol"] for port in ports] == ["TCP"] * len(policies)
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])

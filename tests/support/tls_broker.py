@@ -158,9 +158,8 @@ def _is_by(decision: Decision, grant: Grant) -> bool:
     )
 
 
-@contextmanager
-def secured_kafka(directory: Path) -> Iterator[SecuredKafka]:
-    """Run one, with a certificate of its own making for 127.0.0.1."""
+def certified(directory: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that vouches for itself; return it, and it with its key."""
     key, certificate, both = (directory / name for name in ("key.pem", "cert.pem", "both.pem"))
     subprocess.run(
         [
@@ -172,6 +171,14 @@ def secured_kafka(directory: Path) -> Iterator[SecuredKafka]:
         capture_output=True,
     )
     both.write_text(key.read_text() + certificate.read_text())
+    both.chmod(0o600)
+    return certificate, both
+
+
+@contextmanager
+def secured_kafka(directory: Path) -> Iterator[SecuredKafka]:
+    """Run one, with a certificate of its own making for 127.0.0.1."""
+    certificate, both = certified(directory)
     port = free_port()
     users = "listener.name.users"
     broker = EmbeddedBroker(

@@ -17,7 +17,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = os.environ.get("SHUNTER_KAFKA_VERSION") or "4.3.1"
 COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 # As `sha256sum` writes them, and checks them in the directory of the jars.
 PINS = Path(__file__).with_name(f"kafka-{KAFKA_VERSION}.sha256")
@@ -52,7 +52,8 @@ def kafka_jars(
         announce: called once before a fetch, which takes about 10 s on a fast line.
 
     Raises:
-        BrokerError: they aren't cached and can't be fetched, or differ from ``PINS``.
+        BrokerError: they aren't cached and can't be fetched, or differ from ``PINS``; or there
+            are no pins of this version.
     """
     pins = _pins()
     cache = cache_dir or default_cache_dir()
@@ -71,8 +72,19 @@ def kafka_jars(
 
 
 def _pins() -> dict[str, str]:
-    """Return the SHA-256 of each jar, by its name."""
-    lines = PINS.read_text(encoding="ascii").splitlines()
+    """Return the SHA-256 of each jar, by its name.
+
+    Raises:
+        BrokerError: there are none of this version.
+    """
+    try:
+        lines = PINS.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        known = sorted(p.stem.removeprefix("kafka-") for p in PINS.parent.glob("kafka-*.sha256"))
+        raise BrokerError(
+            f"SHUNTER_KAFKA_VERSION is {KAFKA_VERSION}, whose jars nobody has pinned;"
+            f" choose one of {', '.join(known)}"
+        ) from None
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 

@@ -231,6 +231,15 @@ class TestErrors:
         assert len(said) == 1
         assert [path.name for path in cache.iterdir()] == [".lock"]
 
+    def test_a_version_that_nobody_has_pinned_is_not_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "kafka-3.9.2.sha256").touch()
+        monkeypatch.setattr("topics.embedded_broker.jars.PINS", tmp_path / "kafka-0.1.sha256")
+        with pytest.raises(BrokerError, match=r"whose jars nobody has pinned; choose one of 3\.9"):
+            kafka_jars(cache_dir=tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["kafka-3.9.2.sha256"]
+
     def test_cached_jars_are_not_fetched(self, pinned: Path) -> None:
         unreachable = {"central": "http://127.0.0.1:9"}
         found = kafka_jars(cache_dir=pinned.parent, repositories=unreachable)
