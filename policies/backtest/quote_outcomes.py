@@ -24,8 +24,12 @@ from topics.records.quote_terms import Quoted, charge
 # Chances at which errors are told, and the fewest requests that tell of one so rare.
 LEVELS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 REQUESTS_MIN = 400
+# The fewest quotes of one chance that tell its error by themselves.
+PROMISED_MIN = 100
 # Added to an error of which only is known that it was more than was promised for.
 STEP = 0.1
+# Least distance of two errors.
+STEP_MIN = 0.001
 # Margins of a price of which is told what they would have brought in.
 MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SHARE_OF = 2**32
@@ -135,17 +139,21 @@ def measured_errors(
     outcomes: Iterable[ReplayOutcome],
     taken: Mapping[str, Taken],
     before: Mapping[str, PromiseErrors],
+    step: float = 1.0,
 ) -> dict[str, PromiseErrors]:
     """Return the errors of promises by class, and those of all under ``any``.
 
-    Of one that ended without an answer only is known that it took longer than it had.
+    The error at a chance that was promised is that of the quotes that were promised it: they have
+    another deadline than others, and what has more time is held and served later. Of one that ended
+    without an answer only is known that it took longer than it had.
 
     Args:
         outcomes: of the run.
         taken: the quotes that count, by request.
         before: the errors that they were made with.
+        step: the part of the way from those to what was found that is gone.
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for outcome in outcomes:
         own = taken.get(outcome.profile.id)
         if own is None:
@@ -153,12 +161,12 @@ def measured_errors(
         at = outcome.finished_s
         is_done = outcome.status == "completed" and at is not None and own.expected_s > 0
         error = log(max(1e-9, at - own.at) / own.expected_s) if is_done and at else inf
-        found[own.task, own.path].append(error)
-        found[ANY_CLASS, own.path].append(error)
+        for task in (own.task, ANY_CLASS):
+            found[task, own.path][round(own.quoted.chance, 2)].append(error)
     told: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (task, path), errors in sorted(found.items()):
-        if task == ANY_CLASS or len(errors) >= REQUESTS_MIN:
-            told[task][path] = _points(sorted(errors), dict(_points_before(before, task, path)))
+    for (task, path), by_chance in sorted(found.items()):
+        if task == ANY_CLASS or sum(map(len, by_chance.values())) >= REQUESTS_MIN:
+            told[task][path] = _points(by_chance, dict(_points_before(before, task, path)), step)
     return {task: PromiseErrors(**paths) for task, paths in told.items()}
 
 
@@ -170,19 +178,30 @@ def _points_before(
 
 
 def _points(
-    ordered: Sequence[float], before: Mapping[float, float]
+    by_chance: Mapping[float, Sequence[float]], before: Mapping[float, float], step: float
 ) -> tuple[tuple[float, float], ...]:
-    points: list[tuple[float, float]] = []
+    everyone = sorted(error for errors in by_chance.values() for error in errors)
+    found: dict[float, float] = {}
     for level in LEVELS:
+        own = by_chance.get(level, ())
+        ordered = sorted(own) if len(own) >= PROMISED_MIN else everyone
         # One more than there are: what comes next may be worse than all of them.
         rank = ceil(level * (len(ordered) + 1))
         if rank > len(ordered):
             break
         error = ordered[rank - 1]
         if error == inf:
-            error = before.get(level, points[-1][1] if points else 0.0) + STEP
-        error = round(error, 4)
-        if points and error <= points[-1][1]:
-            error = round(points[-1][1] + 1e-4, 4)
-        points.append((level, error))
+            error = before.get(level, max(found.values(), default=0.0)) + STEP
+        elif level in before:
+            error = before[level] + step * (error - before[level])
+        found[level] = error
+    promised = [level for level in found if len(by_chance.get(level, ())) >= PROMISED_MIN]
+    points: list[tuple[float, float]] = []
+    least = -inf
+    for level, error in found.items():
+        # Those of all quotes stand between the errors of chances that were promised.
+        most = min((found[each] for each in promised if each > level), default=inf)
+        own_error = error if level in promised else min(error, most - STEP_MIN)
+        least = round(max(own_error, least + STEP_MIN), 4)
+        points.append((level, least))
     return tuple(points)

@@ -16,7 +16,7 @@ from policies.config.quotes import PromiseErrors
 from shunter.backtest.suite import ScoredRun, Setting, run_one
 
 NAME = "shunter_quoted"
-CALIBRATION_ROUNDS = 3
+CALIBRATION_ROUNDS = 6
 
 
 def quoted_run(setting: Setting, share: float) -> tuple[ScoredRun, QuotingShunter]:
@@ -38,12 +38,15 @@ def calibrated(setting: Setting, share: float, rounds: int) -> tuple[dict[str, A
 
     Half of the quotes, by their ids, tell the errors: each round quotes by those of the one before,
     and what comes of that are the errors of the next. The first round's are those of the policy.
-    The other half is judged, in all and by when it came.
+    Later deadlines let requests wait longer, so that errors answer to errors and swing from round
+    to round: each goes a smaller part of the way. The other half is judged, in all and by when it
+    came.
     """
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         run, route = quoted_run(setting, share)
         outcomes, before = run.run.outcomes, setting.policy.quotes.errors
-        found = measured_errors(outcomes, _half(route.taken, tells=True), before)
+        step = 2.0 / (number + 1)
+        found = measured_errors(outcomes, _half(route.taken, tells=True), before, step)
         setting = replace(setting, policy=with_errors(setting.policy, found))
     run, route = quoted_run(setting, share)
     held_back, outcomes = _half(route.taken, tells=False), run.run.outcomes

@@ -1,6 +1,7 @@
 """Quotes in a backtest: what was kept and paid, and the errors that come of it."""
 
 from dataclasses import replace
+from math import exp, log
 from random import Random
 
 import pytest
@@ -75,3 +76,26 @@ def test_a_class_with_few_quotes_has_no_errors_of_its_own() -> None:
     assert set(found) == {"any"}
     # Nothing is said of what happens less often than one in fifty.
     assert found["any"].direct[-1][0] == 0.98
+
+
+def test_what_was_promised_a_chance_tells_its_error_and_the_others_stand_between() -> None:
+    names = [str(n) for n in range(400)]
+    # What was promised 99 % has more time, and takes twice as long.
+    late = {name: int(name) % 2 == 0 for name in names}
+    outcomes = [outcome(n, START + (1 + late[n]) * (2.0 + int(n) / 400)) for n in names]
+    quotes = {n: taken(START + 99, 0.99 if late[n] else 0.95) for n in names}
+    points = dict(measured_errors(outcomes, quotes, {})["chat"].direct)
+    assert exp(points[0.95]) == pytest.approx(1.0 + 0.95 / 2, abs=0.01)
+    assert exp(points[0.99]) == pytest.approx(2.0 + 0.99, abs=0.02)
+    assert points[0.93] < points[0.95] < points[0.97] < points[0.99] < points[0.995]
+
+
+def test_errors_go_a_part_of_the_way_to_what_was_found() -> None:
+    names = [str(n) for n in range(400)]
+    quick = [outcome(n, START + 2.0 + int(n) / 400) for n in names]
+    slow = [outcome(n, START + 4.0 + int(n) / 200) for n in names]
+    quotes = dict.fromkeys(names, taken(START + 99))
+    before = measured_errors(quick, quotes, {})
+    found = measured_errors(slow, quotes, before, 0.25)
+    moved = [b[1] - a[1] for a, b in zip(before["chat"].direct, found["chat"].direct, strict=True)]
+    assert moved == pytest.approx([log(2.0) / 4] * len(moved), abs=0.01)
