@@ -97,12 +97,13 @@ async def _wait(keys: "asyncio.Queue[str]", state: State, interval_s: float) -> 
 async def _following(
     settings: Settings, view: LiveView, clock: Clock
 ) -> "AsyncIterator[tuple[LiveFollower, asyncio.Task[None]]]":
-    follower = LiveFollower(settings, view, clock)
+    follower, is_over = LiveFollower(settings, view, clock), asyncio.Event()
 
     async def follow() -> None:
         await follower.start()
         try:
-            while True:
+            # Whatever of Kafka's client passes over a cancellation.
+            while not is_over.is_set():
                 await follower.step(STEP_S)
         finally:
             await follower.stop()
@@ -111,5 +112,6 @@ async def _following(
     try:
         yield follower, following
     finally:
+        is_over.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

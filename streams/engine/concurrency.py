@@ -1,10 +1,28 @@
 """Concurrent tasks, none of which is left running when one fails."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+END_S_MAX = 5.0
+
+
+async def brought_to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of work that has to end, such as closing, whoever is cancelled meanwhile.
+
+    A caller that is cancelled waits for it for ``END_S_MAX`` more, and is cancelled then. Work that
+    cancels a task, awaits it, and passes over its cancellation would pass over the caller's, too,
+    which would then go on for ever.
+    """
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running], timeout=END_S_MAX)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 async def wait_for_all(runs: Sequence[Awaitable[None]]) -> None:

@@ -12,6 +12,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
+from streams.engine.concurrency import brought_to_its_end
 from streams.engine.log import LogError, Partition, Record
 from streams.kafka.broker_loss import client_options
 from streams.kafka.record_batches import read_every_batch, records_of, seek_back
@@ -70,9 +71,14 @@ async def close_consumer(consumer: AIOKafkaConsumer) -> None:
     """Close a consumer, also one whose broker is gone.
 
     The library's own close awaits each fetch that it cancels. One that waits to try again raises
-    that cancellation, as if the caller were cancelled, and all behind it stays open.
+    that cancellation, as if the caller were cancelled, and all behind it stays open. And of other
+    tasks it passes over the cancellation, the caller's with it.
     """
-    fetcher: Any = consumer._fetcher  # noqa: SLF001 - see above
+    await brought_to_its_end(_close(consumer))
+
+
+async def _close(consumer: AIOKafkaConsumer) -> None:
+    fetcher: Any = consumer._fetcher  # noqa: SLF001 - as told above
     if fetcher is not None:
         # The first makes the others.
         for fetches in ((fetcher._fetch_task,), fetcher._pending_tasks):  # noqa: SLF001 - likewise

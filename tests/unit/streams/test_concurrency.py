@@ -1,12 +1,14 @@
 """Several things at a time: no more than that, in order, and none left behind."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from streams.engine.concurrency import Shared, few_at_a_time, wait_for_all
+from streams.engine import concurrency
+from streams.engine.concurrency import Shared, brought_to_its_end, few_at_a_time, wait_for_all
 
 
 async def wait_long(ended: list[str]) -> None:
@@ -114,3 +116,48 @@ async def test_a_question_that_fails_fails_for_those_who_share_it_alone() -> Non
     failed = await asyncio.gather(shared(), shared(), return_exceptions=True)
     assert [type(each) for each in failed] == [OSError, OSError]
     assert await shared() == 7
+
+
+async def closing(ended: list[str]) -> str:
+    """Close as libraries do: cancel a task, await it, and pass over its cancellation."""
+    inner = asyncio.ensure_future(wait_long(ended))
+    await asyncio.sleep(0)
+    inner.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await inner
+    ended.append("closed")
+    return "closed"
+
+
+async def test_what_passes_over_its_own_cancellation_loses_not_the_callers() -> None:
+    assert await brought_to_its_end(closing([])) == "closed"
+    for moments in range(5):
+        ended: list[str] = []
+        task = asyncio.ensure_future(brought_to_its_end(closing(ended)))
+        for _ in range(moments + 1):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == ["waits", "closed"]
+
+
+async def test_what_does_not_end_is_waited_for_no_longer_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(concurrency, "END_S_MAX", 0.01)
+    ended: list[str] = []
+    task = asyncio.ensure_future(brought_to_its_end(wait_long(ended)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert ended == ["waits"]
+
+
+async def test_what_fails_in_it_fails() -> None:
+    async def fails() -> None:
+        raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        await brought_to_its_end(fails())
