@@ -200,7 +200,7 @@ class Replay:
         self._watch(pool, index, now)
 
     def _watch(self, pool: ModelPool, index: int, now: float) -> None:
-        due_at = pool.replicas[index].accelerator.next_event_at()
+        due_at = pool.due_at(index)
         key = (pool.name, index)
         if due_at is None:
             self._due.pop(key, None)

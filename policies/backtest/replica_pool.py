@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf, nextafter
 from statistics import NormalDist
 
 from policies.backtest.fault_model import Reality
@@ -61,7 +62,11 @@ class TryEnded:
 
 
 class ModelPool:
-    """All replicas of a pool. Times are virtual seconds; behaviour depends on the calls only."""
+    """All replicas of a pool. Times are virtual seconds; behaviour depends on the calls only.
+
+    Replicas, and what is learned of them, have seconds of the model: a pool that is declared
+    ``time_scale`` times as fast has that many of them in one. It is paid by seconds of the model.
+    """
 
     def __init__(self, options: Sequence[Option], reality: Reality, draw: Draw) -> None:
         self.options = {option.variant: option for option in options}
@@ -84,7 +89,8 @@ class ModelPool:
         self.is_draining = False
         self.tokens_usd = 0.0
         self.moving_usd = 0.0
-        self.latency_s = options[0].latency_s * reality.factors(self.name).first_token
+        self._time_scale = options[0].time_scale
+        self._latency_s = options[0].latency_s * reality.factors(self.name).first_token
         self.replicas = []
         for _ in range(options[0].replicas):
             noise = NormalDist(0.0, reality.noise).inv_cdf(draw()) if reality.noise else 0.0
@@ -101,8 +107,13 @@ class ModelPool:
         return not self._tries
 
     @property
+    def latency_s(self) -> float:
+        """Time that a request takes beside the device."""
+        return self._latency_s / self._time_scale
+
+    @property
     def busy_s(self) -> float:
-        """Busy time of all replicas."""
+        """Busy time of all replicas, in seconds of the model."""
         return sum(replica.accelerator.busy_s for replica in self.replicas)
 
     def submit(self, attempt: Try, now: float) -> int | None:
@@ -112,21 +123,25 @@ class ModelPool:
             self._experience.failed()
             self._failed.append(TryEnded(attempt, now, "unavailable"))
             return None
+        scale = self._time_scale
+        model_now = now * scale
+        tpot_s = None if profile.tpot_s is None else profile.tpot_s * scale
         ask = Ask(
             variant=option.variant,
             input_tokens=outcome.input_tokens,
             output_tokens=profile.output_tokens,
             ttft_left_s=None
             if profile.ttft_s is None
-            else profile.created_at + profile.ttft_s - now,
-            tpot_s=profile.tpot_s,
+            else (profile.created_at + profile.ttft_s - now) * scale,
+            tpot_s=tpot_s,
             session=profile.session,
         )
-        index = self._replica_for(attempt.batch_id, ask, now)
+        index = self._replica_for(attempt.batch_id, ask, model_now)
         attempt.replica = index
         replica = self.replicas[index]
         attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
-        attempt.began_at, attempt.mark = now, self._shares[index][option.variant].begin(now)
+        attempt.began_at = now
+        attempt.mark = self._shares[index][option.variant].begin(model_now)
         output_tokens = outcome.output_tokens
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
@@ -145,38 +160,41 @@ class ModelPool:
             outcome.cached_tokens,
             priority=0 if attempt.path == "direct" else 1,
         )
-        replica.submit(job, profile.tpot_s, now, profile.session)
+        replica.submit(job, tpot_s, model_now, profile.session)
         return index
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""
-        for event in self.replicas[index].advance(now):
+        scale = self._time_scale
+        model_now = now * scale
+        for event in self.replicas[index].advance(model_now):
             attempt = self._tries[event.id]
             if isinstance(event, FirstToken):
                 continue
             del self._tries[event.id]
-            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, now)
+            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, model_now)
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
                 cost_usd = attempt.option.cut_cost_usd(*cut)
-                self._charge(attempt, cost_usd, event.device_s, attempt.began_at, event.at)
+                self._charge(attempt, cost_usd, event.device_s, attempt.began_at, event.at / scale)
                 outcome.tokens += outcome.input_tokens + event.output_tokens
                 self._experience.failed()
-                yield TryEnded(attempt, event.at, "unavailable")
+                yield TryEnded(attempt, event.at / scale, "unavailable")
             elif isinstance(event, Completion):
                 read = (outcome.input_tokens, attempt.output_tokens, outcome.cached_tokens)
                 cost_usd = attempt.option.cost_usd(event.device_s, *read)
-                span = event.first_token_at, event.finished_at
+                span = event.first_token_at / scale, event.finished_at / scale
                 cost_usd = self._charge(attempt, cost_usd, event.device_s, *span)
                 outcome.tokens += outcome.input_tokens + attempt.output_tokens
                 if attempt.fails:
                     self._experience.failed()
-                    yield TryEnded(attempt, event.finished_at, "server_error")
+                    yield TryEnded(attempt, span[1], "server_error")
                     continue
-                outcome.started_s = event.started_at
-                outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
-                outcome.finished_s = event.finished_at
+                outcome.started_s = event.started_at / scale
+                outcome.first_token_s, outcome.finished_s = span
+                if not outcome.output_tokens:
+                    outcome.first_token_s = None
                 job = Job(
                     event.id,
                     attempt.option.variant,
@@ -187,19 +205,29 @@ class ModelPool:
                 tokens = outcome.input_tokens + outcome.output_tokens
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 # What it takes beside the device was before it came here.
-                sent_at = attempt.began_at - self.latency_s
+                began_at = attempt.began_at * scale
+                sent_at = began_at - self._latency_s
                 took = Measured(
                     event.first_token_at - sent_at,
                     event.finished_at - sent_at,
-                    shared_by(now - attempt.began_at, share_s),
+                    shared_by(model_now - began_at, share_s),
                     attempt.ahead_s,
                     attempt.others_s,
                 )
                 self._pace.learn(attempt.option, job, took, event.device_s)
                 self._learn(attempt, cost_usd)
-                yield TryEnded(attempt, event.finished_at)
+                yield TryEnded(attempt, span[1])
             else:
-                yield TryEnded(attempt, event.at, "memory")
+                yield TryEnded(attempt, event.at / scale, "memory")
+
+    def due_at(self, index: int) -> float | None:
+        """Return when something ends on a replica next; None if nothing runs there."""
+        model_at = self.replicas[index].accelerator.next_event_at()
+        if model_at is None:
+            return None
+        at = model_at / self._time_scale
+        # Rounded down, it would come before the event, again and again.
+        return at if at * self._time_scale >= model_at else nextafter(at, inf)
 
     def _charge(
         self, attempt: Try, cost_usd: float, device_s: float, begin: float, end: float
@@ -240,7 +268,7 @@ class ModelPool:
     def lose(self, index: int, now: float) -> None:
         """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
-            self.replicas[index].accelerator.cancel(name, now)
+            self.replicas[index].accelerator.cancel(name, now * self._time_scale)
         self.replicas[index].forget()
 
     def status(self, now: float) -> PoolStatus:
@@ -259,7 +287,7 @@ class ModelPool:
             slots=sum(o.max_batch * o.replicas for o in self.options.values()),
             running=sum(a.running for a in accelerators),
             queued=sum(a.queued for a in accelerators),
-            backlog_s=backlog_s,
+            backlog_s=backlog_s / self._time_scale,
             server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
             variants={
                 variant: VariantStatus(

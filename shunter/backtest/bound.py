@@ -29,12 +29,15 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
 
     Raises:
         NoBoundError: scipy is missing, or no schedule serves all of it in time, or the reality
-            makes it none: a noise among replicas, which nobody knows, or prefix caches.
+            makes it none: a noise among replicas, which nobody knows, or prefix caches; or a pool
+            is simulated at another speed than its devices'.
     """
     if setting.reality.noise:
         raise NoBoundError("how fast each replica really is, nobody knows beforehand")
     if setting.reality.prefix_cache:
         raise NoBoundError("prefix caches spare prompts, which it counts in full")
+    if any(getattr(p.backend, "time_scale", 1.0) != 1.0 for p in setting.fleet.pools.values()):
+        raise NoBoundError("a pool has a time_scale; declare its devices as they are")
     options = true_options(compile_options(setting.fleet), setting.reality)
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [
