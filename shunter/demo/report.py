@@ -108,7 +108,8 @@ def print_savings(console: Console, outcome: DemoOutcome, *, kept: bool) -> None
         return
     console.print("", Rule("What it saved, from the evidence alone", align="left"), replays(found))
     for each in found["questions"].values():
-        console.print(Text(f"{each['told']}: ${each['usd']:.4f}"))
+        sign = "-" if each["usd"] < 0 else ""
+        console.print(Text(f"{each['told']}: {sign}${abs(each['usd']):.4f}"))
     again = "shunter report savings --output savings.html"
     where = f"{outcome.run_dir / 'savings.html'}; all of it: {again}" if kept else again
     console.print(Text(where, style="dim"), soft_wrap=True)
