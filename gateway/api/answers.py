@@ -18,9 +18,14 @@ def tier_told(tier: str | None) -> str:
     return _TIERS.get(tier, tier or "default")
 
 
+def body_of(result: Result) -> Any:
+    """Return the body of a result's response; None where it has none."""
+    return None if result.response is None else result.response.body
+
+
 def answer_body(result: Result, wanted: Wanted) -> Any:
     """Return the body of a completed result, in the form that was asked for."""
-    body = None if result.response is None else result.response.body
+    body = body_of(result)
     if not isinstance(body, dict):
         return body
     body = body | {"model": wanted.model}

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from gateway.api.answers import comment_of, disclosed, tier_told
+from gateway.api.answers import body_of, comment_of, disclosed, tier_told
 from gateway.api.translation import Wanted
 from gateway.http.errors import ApiError
 from topics import Result
@@ -101,7 +101,7 @@ class ChunkForm:
         return [event(error.body())]
 
     def _usage(self, result: Result) -> bytes:
-        body = None if result.response is None else result.response.body
+        body = body_of(result)
         told = body.get("usage") if isinstance(body, dict) else None
         if not isinstance(told, dict):
             used = result.usage

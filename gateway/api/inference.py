@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.api.answers import answer_headers
 from gateway.api.quotes import quote, run_of_quote
 from gateway.api.refusals import refusal_of
-from gateway.api.responses_output import answer_in_form
+from gateway.api.responses_output import body_in_form
 from gateway.api.runs import Run, followed, key_of, run_of
 from gateway.api.streams import StreamedAnswer
 from gateway.api.translation import Wanted, wanted
@@ -107,7 +107,7 @@ async def _answered(
         refusal = refusal_of(result, asked, gateway.fleet)
         refusal.headers |= headers | answer_headers(result)
         raise refusal
-    return json_response(answer_in_form(result, asked), headers=headers | answer_headers(result))
+    return json_response(body_in_form(result, asked), headers=headers | answer_headers(result))
 
 
 def _charge_when_ended(gateway: Gateway, key: ApiKey | None, request_id: str) -> None:

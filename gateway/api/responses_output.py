@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.api.answers import answer_body, tier_told
+from gateway.api.answers import answer_body, body_of, tier_told
 from gateway.api.translation import Wanted
 from topics import Result
 
@@ -59,9 +59,7 @@ def response_body(
 
 def usage_of(result: Result) -> dict[str, Any] | None:
     """Return the tokens of a result, in the server's words where it tells them."""
-    body = None if result.response is None else result.response.body
-    told = members(body).get("usage")
-    told, used = members(told), result.usage
+    told, used = members(members(body_of(result)).get("usage")), result.usage
     read, written = told.get("prompt_tokens"), told.get("completion_tokens")
     if type(read) is not int or type(written) is not int:
         if used is None:
@@ -98,7 +96,6 @@ class OutputItems:
         self._request_id = request_id
         self._open: dict[str, Any] | None = None
         self._calls: dict[int, dict[str, Any]] = {}
-        self._ended: set[str] = set()
 
     def take(self, delta: Mapping[str, Any]) -> Iterator[Event]:
         """Add a delta, or a whole message; yield the events of it."""
@@ -149,7 +146,7 @@ class OutputItems:
         place, parts = self._place(item), item["content"]
         if not parts or parts[-1]["type"] != part_kind:
             yield from self._part_done(item)
-            parts.append(_part(part_kind, ""))
+            parts.append(_empty_part(part_kind))
             place["content_index"] = len(parts) - 1
             yield {"type": "response.content_part.added", **place, "part": dict(parts[-1])}
         part = parts[-1]
@@ -205,12 +202,12 @@ def _more(part_kind: str) -> dict[str, Any]:
     return {"logprobs": []} if part_kind == "output_text" else {}
 
 
-def _part(kind: str, text: str) -> dict[str, Any]:
-    part: dict[str, Any] = {"type": kind, _field(kind): text}
+def _empty_part(kind: str) -> dict[str, Any]:
+    part: dict[str, Any] = {"type": kind, _field(kind): ""}
     return part | {"annotations": [], "logprobs": []} if kind == "output_text" else part
 
 
-def answer_in_form(result: Result, wanted: Wanted) -> Any:
+def body_in_form(result: Result, wanted: Wanted) -> Any:
     """Return the body of a completed result, in the form that was asked for."""
     make = answer_body if wanted.response is None else response_answer
     return make(result, wanted)
@@ -218,8 +215,7 @@ def answer_in_form(result: Result, wanted: Wanted) -> Any:
 
 def response_answer(result: Result, wanted: Wanted) -> dict[str, Any]:
     """Return the response for a completed result."""
-    body = None if result.response is None else result.response.body
-    choice = first_choice(body)
+    choice = first_choice(body_of(result))
     items = OutputItems(result.id)
     reason = text_of(choice.get("finish_reason")) or "stop"
     for _ in items.take(members(choice.get("message"))):

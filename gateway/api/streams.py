@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.api.answers import placement_headers
+from gateway.api.answers import body_of, placement_headers
 from gateway.api.chunks import ChunkForm
 from gateway.api.refusals import refusal_of
 from gateway.api.responses_events import ResponseEvents
@@ -139,7 +139,7 @@ class StreamedAnswer:
     async def _end(self, result: Result) -> None:
         if result.status != "completed":
             raise refusal_of(result, self._wanted, self._gateway.fleet)
-        body = None if result.response is None else result.response.body
+        body = body_of(result)
         if self._response is None:
             await self._begin(result.placement)
             await self._write(self._form.whole(body))

@@ -6,7 +6,7 @@ import orjson
 
 from gateway.api.answers import disclosed
 from gateway.api.refusals import refusal_of
-from gateway.api.responses_output import answer_in_form
+from gateway.api.responses_output import body_in_form
 from gateway.batches.lines import BatchLine, CheckedInput, LineProblem
 from gateway.batches.output import line_id, unanswered
 from gateway.batches.record import BatchRecord, LineError
@@ -85,7 +85,7 @@ class LineTexts:
         if (code := NEVER_ENDED.get(result.status)) is not None:
             return unanswered(prefix, n, line.custom_id, code) | {"shunter": told}, True
         if result.status == "completed" and result.response is not None:
-            status, body = result.response.status_code, answer_in_form(result, line.wanted)
+            status, body = result.response.status_code, body_in_form(result, line.wanted)
         else:
             refusal = refusal_of(result, line.wanted, self._fleet)
             status, body = refusal.status, refusal.body()

@@ -30,8 +30,7 @@ class Proxies:
         Each proxy adds the address that it was reached from. So the client is the last of them that
         is no trusted proxy; what stands before it may be of anybody's making.
         """
-        peer = _address(request.remote or "")
-        if not self._networks or peer is None:
+        if not self._networks or (peer := _address(request.remote or "")) is None:
             return None
         scheme = "https" if request.secure else "http"
         if not self._is_trusted(peer):

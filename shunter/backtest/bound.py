@@ -36,9 +36,9 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
         raise NoBoundError("how fast each replica really is, nobody knows beforehand")
     if setting.reality.prefix_cache:
         raise NoBoundError("prefix caches spare prompts, which it counts in full")
-    if any(getattr(p.backend, "time_scale", 1.0) != 1.0 for p in setting.fleet.pools.values()):
-        raise NoBoundError("a pool has a time_scale; declare its devices as they are")
     options = true_options(compile_options(setting.fleet), setting.reality)
+    if any(choices[0].time_scale != 1.0 for choices in options.by_pool.values()):
+        raise NoBoundError("a pool has a time_scale; declare its devices as they are")
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [
         Demand(

@@ -97,13 +97,12 @@ async def _wait(keys: "asyncio.Queue[str]", state: State, interval_s: float) -> 
 async def _following(
     settings: Settings, view: LiveView, clock: Clock
 ) -> "AsyncIterator[tuple[LiveFollower, asyncio.Task[None]]]":
-    follower, is_over = LiveFollower(settings, view, clock), asyncio.Event()
+    follower = LiveFollower(settings, view, clock)
 
     async def follow() -> None:
         await follower.start()
         try:
-            # Whatever of Kafka's client passes over a cancellation.
-            while not is_over.is_set():
+            while True:
                 await follower.step(STEP_S)
         finally:
             await follower.stop()
@@ -112,6 +111,5 @@ async def _following(
     try:
         yield follower, following
     finally:
-        is_over.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

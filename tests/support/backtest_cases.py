@@ -35,13 +35,15 @@ def replay(
     *,
     rows: int = 2000,
     rate: float = 1.0,
+    fleet_scale: float | None = None,
     reality: Reality | None = None,
     fleet: Fleet = FLEET,
     policy: Policy = POLICY,
 ) -> tuple[ReplayRun, Options]:
     reality = reality or Reality()
     arrivals = sample(rows, rate)
-    case = Setting(arrivals, scaled(fleet, rate), policy, reality)
+    scale = rate if fleet_scale is None else fleet_scale
+    case = Setting(arrivals, scaled(fleet, scale), policy, reality)
     options = compile_options(case.fleet)
     route = shunter(case, options) if name == "shunter" else BASELINES[name](options, policy)
     draw = random.Random(reality.seed).random

@@ -1,20 +1,17 @@
 """The backtest keeps to physics, to the books, and to its own rules."""
 
-import random
 from collections import Counter, defaultdict
 
 import pytest
-from backtest_cases import FLEET, POLICY, cost_usd, moved, replay, sample
+from backtest_cases import FLEET, POLICY, cost_usd, moved, replay
 
-from policies import compile_options, parse_fleet
+from policies import parse_fleet
 from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Outage, Reality
 from policies.backtest.outcome import ReplayOutcome
-from policies.backtest.replay import Replay, ReplayRun
+from policies.backtest.replay import ReplayRun
 from policies.backtest.scores import calibration_of, percentile, scores_of
-from policies.backtest.workload import profiles_of
 from policies.hardware.roofline import MEMORY_UTILIZATION
-from shunter.backtest.suite import Setting, shunter
 from shunter.demo.scaling import fleet_text
 from topics import Envelope
 
@@ -53,22 +50,12 @@ def test_money_is_busy_time_times_price(name: str, reality: Reality) -> None:
 
 
 def test_a_fleet_that_is_declared_faster_is_faster() -> None:
-    text = fleet_text(FLEET, QUICK)
-    runs = []
-    for speed, fleet in ((1.0, FLEET), (QUICK, parse_fleet(text, "fleet.yaml"))):
-        options, policy = compile_options(fleet), POLICY.faster(speed)
-        case = Setting(sample(600, speed), fleet, policy, Reality())
-        profiles = profiles_of(case.arrivals, fleet, policy)
-        draw = random.Random(0).random
-        runs.append(
-            Replay(shunter(case, options), options, policy, Reality(), draw).run(
-                profiles, [a.output_tokens for a in case.arrivals], [0] * 600
-            )
-        )
-    usual, quick = runs
+    fleet, policy = parse_fleet(fleet_text(FLEET, QUICK), "fleet.yaml"), POLICY.faster(QUICK)
+    usual, _ = replay(rows=600)
+    quick, _ = replay(rows=600, rate=QUICK, fleet_scale=1.0, fleet=fleet, policy=policy)
     # Alike but for the heartbeats, which are as often, and the way to the pool, which is as long.
     assert cost_usd(quick) == pytest.approx(cost_usd(usual), rel=0.1)
-    kept = [sum(outcome.attained for outcome in run.outcomes) for run in runs]
+    kept = [sum(outcome.attained for outcome in run.outcomes) for run in (usual, quick)]
     assert kept[1] >= 0.98 * kept[0]
 
 

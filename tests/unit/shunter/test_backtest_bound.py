@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
 
-from policies import Option, Options, compile_options
+from policies import Option, Options, compile_options, parse_fleet
 from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival, compress, profiles_of
@@ -18,6 +18,7 @@ from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting, runs
+from shunter.demo.scaling import fleet_text
 
 OPTIONS = compile_options(FLEET)
 BATCH_WORK = {"summarization", "synthetic_data", "embedding"}
@@ -113,6 +114,13 @@ def test_no_run_beats_the_bound_in_a_distorted_reality() -> None:
 def test_noise_that_nobody_knows_leaves_no_bound() -> None:
     with pytest.raises(NoBoundError, match="nobody knows"):
         lower_bound(setting(20, reality=Reality(noise=0.1)))
+
+
+def test_a_fleet_that_is_simulated_at_another_speed_has_no_bound() -> None:
+    quick = parse_fleet(fleet_text(FLEET, 4.0), "fleet.yaml")
+    with pytest.raises(NoBoundError, match="time_scale"):
+        lower_bound(replace(setting(50), fleet=quick))
+    assert lower_bound(setting(50)) > 0
 
 
 def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
