@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from policies.config.policy import Policy
-from policies.config.recognition import RecognitionRule, words_in
+from policies.config.recognition import CODE_WORDS, RecognitionRule, words_in
 from topics import InferenceRequest
 
 # Instructions stand at the ends of a prompt; between them is what they are about.
@@ -25,9 +25,8 @@ _CODE = re.compile(
     r"|\bdef \w+\(",
     re.MULTILINE,
 )
-# Of which a text with code has one; they are sought in a tenth of the time.
+# A text with code has one of these, or of `CODE_WORDS`; they are sought in a tenth of the time.
 _CODE_MARKS = ("```", "#include", "<?php", "<html")
-_CODE_WORDS = frozenset(b"def class import public function select create const let var".split())
 
 
 class Recognized(NamedTuple):
@@ -58,61 +57,67 @@ def recognize(
     if input_tokens >= policy.long_context_tokens and "long_context" in policy.classes:
         return Recognized("long_context", 0.8, is_kept=False)
     if policy.recognize:
-        limits = (input_tokens, request.output_tokens_max)
-        text = _text(request.body)
-        words = words_in(text)
+        seen = _seen(request, policy, input_tokens)
         for rule in policy.recognize:
-            if _holds(rule, request.body, text, words, *limits):
+            if _holds(rule, seen):
                 return Recognized(rule.task, rule.confidence, is_kept=not rule.loosens)
     return None
+
+
+class _Seen(NamedTuple):
+    """What rules ask of a request; ``words`` are those of its text that any of them looks for."""
+
+    text: str
+    words: frozenset[bytes] | None
+    has_tools: bool
+    counts: dict[str, float | None]
+
+
+def _seen(request: InferenceRequest, policy: Policy, input_tokens: int) -> _Seen:
+    body, text = request.body, _text(request.body)
+    temperature = body.get("temperature")
+    counts = {
+        "input_tokens": input_tokens,
+        "output_tokens": request.output_tokens_max,
+        "temperature": temperature if isinstance(temperature, (int, float)) else None,
+    }
+    return _Seen(text, words_in(text, policy.sought_words), bool(body.get("tools")), counts)
 
 
 def _shown(request: InferenceRequest, operation: str) -> Iterator[tuple[str, float]]:
     if operation in _CLASS_OF_OPERATION:
         yield _CLASS_OF_OPERATION[operation], 0.95
-    if any(part.get("type") in _AUDIO_PARTS for part in _parts(request.body)):
+    parts = _parts(request.body)
+    if parts and any(part.get("type") in _AUDIO_PARTS for part in parts):
         yield "audio_turn", 0.9
     if request.body.get("tools"):
         yield "agent_step", 0.8
 
 
-def _holds(
-    rule: RecognitionRule,
-    body: dict[str, Any],
-    text: str,
-    words: frozenset[bytes] | None,
-    input_tokens: int,
-    output_limit: int | None,
-) -> bool:
+def _holds(rule: RecognitionRule, seen: _Seen) -> bool:
     """Return whether all that a rule asks for is so; what is cheap to see is looked at first."""
-    temperature = body.get("temperature")
-    known = temperature if isinstance(temperature, int | float) else None
+    if rule.tools is not None and seen.has_tools is not rule.tools:
+        return False
+    for name, least, most in rule.ranges:
+        value = seen.counts[name]
+        if value is None or not least <= value <= most:
+            return False
+    text, words = seen.text, seen.words
     return (
-        (rule.tools is None or bool(body.get("tools")) is rule.tools)
-        and _is_within(input_tokens, rule.input_tokens_min, rule.input_tokens_max)
-        and _is_within(output_limit, rule.output_tokens_min, rule.output_tokens_max)
-        and _is_within(known, rule.temperature_min, None)
-        and (rule.has_code is None or _has_code(text, words) is rule.has_code)
+        (rule.has_code is None or _has_code(text, words) is rule.has_code)
         and (rule.said is None or rule.said.are_in(text, words))
         and (rule.unsaid is None or not rule.unsaid.are_in(text, words))
     )
 
 
 def _has_code(text: str, words: frozenset[bytes] | None) -> bool:
-    may_have = (
-        words is None
-        or not _CODE_WORDS.isdisjoint(words)
-        or any(mark in text for mark in _CODE_MARKS)
-    )
+    may_have = words is None or not CODE_WORDS.isdisjoint(words) or _has_mark(text)
     return may_have and _CODE.search(text) is not None
 
 
-def _is_within(value: float | None, least: float | None, most: float | None) -> bool:
-    if least is None and most is None:
-        return True
-    return (
-        value is not None and (least is None or value >= least) and (most is None or value <= most)
-    )
+def _has_mark(text: str) -> bool:
+    # A sign is found in a tenth of the time of a word, and few texts have those.
+    return any(mark in text for mark in _CODE_MARKS if mark[0] in text)
 
 
 def _text(body: dict[str, Any]) -> str:

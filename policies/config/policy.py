@@ -23,7 +23,7 @@ from policies.config.options import Option
 from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
 from policies.config.quotes import Quotes
-from policies.config.recognition import RecognitionRule, stricter, unknown_tasks
+from policies.config.recognition import RecognitionRule, sought_words, stricter, unknown_tasks
 from policies.config.schema import (
     Declaration,
     Versioned,
@@ -208,6 +208,11 @@ class Policy(Versioned, ExtendedDeclaration):
             *((("keys", name), each.bound) for name, each in self.keys.items()),
             *((("classes", name), each.bound) for name, each in self.classes.items()),
         ]
+
+    @cached_property
+    def sought_words(self) -> frozenset[bytes]:
+        """Return the words that the rules of recognition look for."""
+        return sought_words(self.recognize)
 
     @cached_property
     def binds(self) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import inf
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
@@ -56,10 +57,27 @@ class RecognitionRule(Declaration):
         return Phrases(self.says) if self.says else None
 
     @cached_property
+    def ranges(self) -> tuple[tuple[str, float, float], ...]:
+        """What is counted of a request, each with its least and its most, if one is given."""
+        limits = (
+            ("input_tokens", self.input_tokens_min, self.input_tokens_max),
+            ("output_tokens", self.output_tokens_min, self.output_tokens_max),
+            ("temperature", self.temperature_min, None),
+        )
+        return tuple(
+            (name, -inf if least is None else least, inf if most is None else most)
+            for name, least, most in limits
+            if (least, most) != (None, None)
+        )
+
+    @cached_property
     def unsaid(self) -> "Phrases | None":
         """All phrases of ``unless``, None if there are none."""
         return Phrases(self.unless) if self.unless else None
 
+
+# Of which a text with lines of code has one.
+CODE_WORDS = frozenset(b"def class import public function select create const let var".split())
 
 # `_` in a phrase: up to four words.
 _SOME_WORDS = r"(?:\W+\w+){0,4}?\W+"
@@ -80,18 +98,22 @@ _SPACED = bytes(
 ) + bytes(128)
 
 
-def words_in(text: str) -> frozenset[bytes] | None:
-    """Return the words of a text of ASCII, in small letters.
+def words_in(text: str, sought: frozenset[bytes] | None = None) -> frozenset[bytes] | None:
+    """Return the words of a text of ASCII, in small letters; of those sought alone, if given.
 
     None beyond ASCII, where letters that differ in lower case may be equal all the same.
     """
     if not text.isascii():
         return None
-    return frozenset(text.encode("ascii").translate(_SPACED).split())
+    words = text.encode("ascii").translate(_SPACED).split()
+    return frozenset(words) if sought is None else sought.intersection(words)
 
 
 class Phrases:
-    """Phrases that are sought together, as whole words and without regard to case."""
+    """Phrases that are sought together, as whole words and without regard to case.
+
+    ``words`` are all of those that are looked up among a text's.
+    """
 
     def __init__(self, phrases: Sequence[str]) -> None:
         self._any = pattern_of(phrases)
@@ -105,10 +127,12 @@ class Phrases:
             else:
                 others.append(phrase)
         self._longest = frozenset(self._by_word)
+        each = (words for of_one in self._by_word.values() for words, _ in of_one)
+        self.words = frozenset().union(*each)
         self._others = pattern_of(others) if others else None
 
     def are_in(self, text: str, words: frozenset[bytes] | None) -> bool:
-        """Return whether one of them is in a text, whose `words_in` are given."""
+        """Return whether one of them is in a text, of whose `words_in` those sought are given."""
         # The one pattern takes 130 us for a prompt that has none of 60 phrases; words are soon
         # looked up.
         if words is None:
@@ -122,6 +146,12 @@ class Phrases:
 
 def _words(part: str) -> str:
     return r"\s+".join(re.escape(word) for word in part.split())
+
+
+def sought_words(rules: Sequence[RecognitionRule]) -> frozenset[bytes]:
+    """Return the words that any of the rules looks for in a text."""
+    phrases = [p for rule in rules for p in (rule.said, rule.unsaid) if p is not None]
+    return CODE_WORDS.union(*(each.words for each in phrases))
 
 
 def unknown_tasks(
