@@ -257,13 +257,21 @@ class OptionState:
 def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTerms:
     option, running = standing.option, standing.running
     roofline, max_batch = standing.roofline, option.max_batch
-    sequences = min(max_batch, running // standing.replicas + members)
-    spread = DecodeStep(sequences, *roofline.sequences_s(sequences))
     together = min(max_batch, running + members)
+    sequences = min(max_batch, running // standing.replicas + members)
+    spread = gathered = DecodeStep(sequences, *roofline.sequences_s(sequences))
+    # Of as many sequences it is the same step, which an estimate finds once.
+    if together != sequences:
+        gathered = DecodeStep(together, *roofline.sequences_s(together))
     found, crowd, mixed_s = standing.company, None, 0.0
     if found is not None:
-        joining = min(max_batch, found.joined + members)
-        crowd, mixed_s = DecodeStep(joining, *roofline.sequences_s(joining)), found.mixed_s
+        joining, mixed_s = min(max_batch, found.joined + members), found.mixed_s
+        crowd = gathered if joining == together else spread
+        if joining not in (together, sequences):
+            crowd = DecodeStep(joining, *roofline.sequences_s(joining))
+        if crowd is spread and not mixed_s:
+            # It would be met by nobody.
+            crowd = None
     if running == 0:
         woken, sharers = 1.0 if standing.is_idle else BUSY_ANYWAY, min(members, together)
         base_s = sustained_s = 0.0
@@ -284,8 +292,7 @@ def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTer
         roofline.traffic_token_s,
         roofline.prefill_overhead_s,
         spread,
-        # The same where nothing runs, so that the estimate has one step to find.
-        spread if together == sequences else DecodeStep(together, *roofline.sequences_s(together)),
+        gathered,
         woken,
         sharers,
         base_s,

@@ -44,7 +44,7 @@ class EstimateTerms(NamedTuple):
         others_s: time of one iteration of the other variants on its replica, if the pool spreads
             its work evenly.
         crowd: a step of the sequences on the fullest replica of a pool that gathers its work; None
-            where it doesn't.
+            where it doesn't, and where nobody is met there.
         mixed_s: time of one iteration of the other variants there.
         usual_s: measured time of a request to the pool.
         usual_known: the measured part of that, 0 to 1.

@@ -82,6 +82,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     context_tokens = profile.input_tokens + output_tokens // 2
     high = profile.output_tokens_high
     high_steps = None if high is None else max(decode_steps, high - 1)
+    limit_s = inf if profile.tpot_s is None else FULL.tpot_share * profile.tpot_s
     found: list[Figures] = []
     for standing, _, members, wait_s, cached_tokens in visits:
         terms = standing.known_terms.get(-members if wait_s > 0 else members)
@@ -99,29 +100,29 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         if cached_tokens:
             computed_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens)
         device_s = computed_s / speed
-        step_s = 0.0
+        step_s = together_s = 0.0
         if decode_steps:
-            # As `_step_s` has it.
-            sequences, step_compute_s, step_memory_s = spread
-            contexts = sequences * context_tokens
-            step_compute_s += contexts * pair_s
-            step_memory_s += contexts * kv_token_s
-            if step_compute_s > step_memory_s:
-                step_memory_s = step_compute_s
-            step_s = together_s = step_memory_s + overhead_s
+            step_s = together_s = _step_s(spread, context_tokens, pair_s, kv_token_s, overhead_s)
             if gathered is not spread:
                 together_s = _step_s(gathered, context_tokens, pair_s, kv_token_s, overhead_s)
-            if woken:
-                added_s = woken * together_s / sharers
-            else:
-                added_s = (together_s - base_s) / sharers + sustained_s
+            added_s = (
+                woken * together_s / sharers
+                if woken
+                else (together_s - base_s) / sharers + sustained_s
+            )
             device_s += decode_steps * added_s / speed
         tpot_s = least_tpot_s = step_s / pace + others_s
         if crowd is not None:
-            tpot_s, others_s = _in_company(profile, standing, crowd, mixed_s, (tpot_s, others_s))
+            if decode_steps and crowd is not gathered:
+                together_s = _step_s(crowd, context_tokens, pair_s, kv_token_s, overhead_s)
+            fullest_s = min(mixed_s + together_s / pace, limit_s)
+            tpot_s, others_s = _in_company(fullest_s, mixed_s, tpot_s, others_s)
         # Those that hold places or memory are taken as alike and evenly spread in age.
         missing = kv_missing + kv_token_share * tokens
-        room_wait_s = max(ahead * reply_tokens * tpot_s / slots, missing * reply_tokens * tpot_s)
+        room_wait_s = 0.0
+        if ahead or missing > 0.0:
+            of_places_s = ahead * reply_tokens * tpot_s / slots
+            room_wait_s = max(of_places_s, missing * reply_tokens * tpot_s)
         comes_s = wait_s + transport_s + usual_known * (usual_s - transport_s)
         ttft_s = comes_s + backlog_s + room_wait_s + others_s + members * prefill_s / pace
         finish_s = ttft_s + decode_steps * tpot_s
@@ -135,25 +136,19 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
 
 
 def _in_company(
-    profile: Profile,
-    standing: OptionState,
-    crowd: DecodeStep,
-    mixed_s: float,
-    spread: tuple[float, float],
+    fullest_s: float, mixed_s: float, tpot_s: float, others_s: float
 ) -> tuple[float, float]:
     """Return TPOT and the turns of other variants where work gathers.
 
-    It does so as long as SLOs hold; what comes then finds a replica with fewer. ``spread`` is the
-    same if the pool spread its work evenly.
+    It does so as long as SLOs hold; what comes then finds a replica with fewer.
+
+    Args:
+        fullest_s: TPOT on the fullest replica on which they do.
+        mixed_s: one iteration of the other variants there.
+        tpot_s: TPOT if the pool spread its work evenly.
+        others_s: the turns of the others, if it did.
     """
-    tpot_s, others_s = spread
-    crowd_s, roofline = mixed_s, standing.roofline
-    if profile.output_tokens > 1:
-        context_tokens = profile.input_tokens + profile.output_tokens // 2
-        rates = roofline.pair_s, roofline.kv_token_s, roofline.step_overhead_s
-        crowd_s += _step_s(crowd, context_tokens, *rates) / standing.pace
-    limit_s = inf if profile.tpot_s is None else FULL.tpot_share * profile.tpot_s
-    tpot_s = max(tpot_s, min(crowd_s, limit_s))
+    tpot_s = max(tpot_s, fullest_s)
     return tpot_s, max(others_s, min(mixed_s, tpot_s))
 
 
