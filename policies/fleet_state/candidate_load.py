@@ -55,9 +55,10 @@ class _Standings:
     ``unseen`` are requests sent to a pool with a limit on power that its heartbeats may lack.
     """
 
-    __slots__ = ("_corrected", "_standings", "_worked_until", "rows", "unseen")
+    __slots__ = ("_corrected", "_standings", "_steps", "_worked_until", "rows", "unseen")
 
     _corrected: dict[str, tuple[Option, Roofline]]
+    _steps: dict[str, tuple[Option, int, tuple[float, float]]]
     _standings: "dict[str, OptionState]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
     _worked_until: float | None
@@ -65,7 +66,7 @@ class _Standings:
 
     def begin(self) -> None:
         """Start with nothing cached, at no known time."""
-        self._corrected = {}
+        self._corrected, self._steps = {}, {}
         self._worked_until = None
         self.unseen = 0
         self.has_changed()
@@ -146,6 +147,16 @@ class PoolLoad(_Standings):
             found = option, corrected(option.roofline, self.factors)
             self._corrected[option.variant] = found
         return found[1]
+
+    def steps_s(self, option: Option) -> tuple[float, float]:
+        """Return `running_step_s` and `mixed_step_s` of what runs of the pool's option."""
+        running = self.running_by_variant.get(option.variant, 0)
+        # Likewise; of the variants that nothing was sent to it is the same.
+        found = self._steps.get(option.variant)
+        if found is None or found[0] is not option or found[1] != running:
+            steps_s = running_step_s(option, self, running), mixed_step_s(option, self, running)
+            found = self._steps[option.variant] = option, running, steps_s
+        return found[2]
 
     def standing(self, option: Option) -> "OptionState":
         """Return the standing of the pool's option; the same until the load changes."""
@@ -323,10 +334,10 @@ def standing_of(option: Option, load: PoolLoad) -> OptionState:
         latency_s *= load.factors.first_token
         error *= 1.0 - load.factors_known
     # The round of what runs holds a step of the variant's own already.
-    others_s, found = max(0.0, load.round_s - running_step_s(option, load, running)), None
+    own_s, mixed_s = load.steps_s(option)
+    others_s, found = max(0.0, load.round_s - own_s), None
     if load.gathered is not None:
-        each, own_s = -(-running // max(1, load.workers)), mixed_step_s(option, load, running)
-        found = company(option, each, own_s, load.gathered)
+        found = company(option, -(-running // max(1, load.workers)), mixed_s, load.gathered)
         others_s *= found.others_share
     return OptionState(
         option=option,

@@ -11,8 +11,6 @@ from policies.fleet_state.candidate_load import (
     Learned,
     OptionState,
     PoolLoad,
-    mixed_step_s,
-    running_step_s,
     standing_in,
 )
 from policies.fleet_state.gathering import gathers
@@ -263,11 +261,10 @@ class FleetView:
     def _tell_rounds(self, pool: str, load: PoolLoad) -> None:
         """Set what one iteration of all variants that run takes."""
         running, options = load.running_by_variant, self._options.by_pool[pool]
-        found = [(o, count) for o in options if (count := running.get(o.variant, 0))]
-        load.round_s = sum(running_step_s(option, load, count) for option, count in found)
+        found = [load.steps_s(option) for option in options if running.get(option.variant, 0)]
+        load.round_s = sum([own_s for own_s, _ in found])
         if gathers(options[0]):
-            mixed_s = sum(mixed_step_s(option, load, count) for option, count in found)
-            load.gathered = mixed_s, len(found)
+            load.gathered = sum([mixed_s for _, mixed_s in found]), len(found)
 
 
 def _worker(pool: str, instance: str) -> str:
