@@ -106,12 +106,8 @@ class Candidates(Sequence[Candidate]):
         numbering, offers = serving.numbering, self._offers
         pools, variants = numbering.pools, numbering.variants
         places = [
-            (
-                pools[visit[0].option.pool],
-                variants[visit[0].option.variant],
-                NUMBER_OF_PATH[visit[1]],
-            )
-            for visit in offers.visits
+            (pools[to.option.pool], variants[to.option.variant], NUMBER_OF_PATH[path])
+            for to, path, _, _, _ in offers.visits
         ]
         # Before anything may not fit: the inputs stand by these tables in any case.
         tables.take(numbering)

@@ -191,36 +191,28 @@ def column_rows(
     Raises:
         UnfitError: one has an estimate beyond all bounds.
     """
-    if not places:
-        return []
-    usd = [each[0] for each in figures]
-    ttft_s = [elapsed_s + each[1] for each in figures]
-    tpot_s = [each[2] for each in figures]
-    finish_s = [elapsed_s + each[3] for each in figures]
-    _check_bounds(usd, ttft_s, tpot_s, finish_s)
-    pools, variants, paths = zip(*places, strict=True)
-    return list(
-        zip(
-            pools,
-            variants,
-            paths,
-            map(round, [each * NANO for each in usd]),
-            map(round, [each * MICRO for each in ttft_s]),
-            map(round, [each * MICRO for each in finish_s]),
-            map(round, [each * MICRO for each in tpot_s]),
-            map(int, [each * MICRO for each in chances]),
-            strict=True,
+    rows: list[Row] = []
+    for place, found, chance in zip(places, figures, chances, strict=True):
+        pool, variant, path = place
+        usd, ttft_s, tpot_s, finish_s, _, _, _ = found
+        ttft_s += elapsed_s
+        finish_s += elapsed_s
+        # False of what is no number, too.
+        if not -_MOST < usd + ttft_s + tpot_s + finish_s < _MOST:
+            raise UnfitError("beyond all bounds")
+        rows.append(
+            (
+                pool,
+                variant,
+                path,
+                round(usd * NANO),
+                round(ttft_s * MICRO),
+                round(finish_s * MICRO),
+                round(tpot_s * MICRO),
+                int(chance * MICRO),
+            )
         )
-    )
-
-
-def _check_bounds(*columns: Sequence[float]) -> None:
-    """Check that each row's numbers are within bounds, together: most are if all rows' are."""
-    # False of what is no number, too.
-    if sum(map(sum, columns)) < _MOST and min(map(min, columns)) >= 0.0:
-        return
-    if not all(-_MOST < sum(row) < _MOST for row in zip(*columns, strict=True)):
-        raise UnfitError("beyond all bounds")
+    return rows
 
 
 def refused_row(pool: int, variant: int, code: str) -> Row:
