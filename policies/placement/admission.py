@@ -144,4 +144,6 @@ def _is_crowded_out(
 
 def _left(spent: tuple[float, float], now: float) -> float:
     amount, at = spent
-    return amount * math.exp(-max(0.0, now - at) / MEMORY_S)
+    if now <= at:
+        return amount
+    return amount * math.exp((at - now) / MEMORY_S)

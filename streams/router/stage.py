@@ -237,7 +237,10 @@ class Router(ImmediateStage):
         if not isinstance(request, InferenceRequest):
             return self._evidence_writer.set_aside(came, request, now, is_accepted=False)
         try:
-            return self._accept(came, request, now, home=record.partition)
+            key = self._gate.key_of(came, request)
+            return self._accept(came, request, key, now, home=record.partition)
+        except UnservableError as error:
+            return self._evidence_writer.unservable(came, request, error.code, error.message, now)
         except Exception as error:  # noqa: BLE001 - likewise
             return self._evidence_writer.set_aside_request(came, request, error, now)
 
@@ -269,30 +272,31 @@ class Router(ImmediateStage):
     def _admit(self, record: Record, request: InferenceRequest, now: float) -> _Asked | Effect:
         try:
             key = self._gate.admit(record, request, self._part, now)
+            if self._situation.policy.is_counted(request.tenant, key):
+                trace = self._telemetry.sent(record)
+                return self._accounts.passed_on(record, request.id, request.tenant, trace)
+            return self._accept(record, request, key, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(
                 record, request, error.code, error.message, now, error.retry_at
             )
-        if self._situation.policy.is_counted(request.tenant, key):
-            trace = self._telemetry.sent(record)
-            return self._accounts.passed_on(record, request.id, request.tenant, trace)
-        return self._accept(record, request, now)
 
     def _accept(
         self,
         record: Record,
         request: InferenceRequest,
+        key: str | None,
         now: float,
         home: Partition | None = None,
-    ) -> _Asked | Effect:
-        """Tag a request from outside; ``home`` has the accounts of its tenant."""
+    ) -> _Asked:
+        """Tag a request from outside; ``home`` has the accounts of its tenant.
+
+        Raises:
+            UnservableError: it is refused, whatever the fleet.
+        """
         number = (home or record.partition).number
-        try:
-            key = self._gate.key_of(record, request)
-            wanted, quoted = self._desk.accepted(request, record.came_at(now))
-            tagged = self._tag(record, wanted, key, self._situation, number, now)
-        except UnservableError as error:
-            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
+        wanted, quoted = self._desk.accepted(request, record.came_at(now))
+        tagged = self._tag(record, wanted, key, self._situation, number, now)
         profile = bound_profile(tagged.profile, quoted)
         return _Asked(record, profile, tagged.tags, wanted, key, home)
 

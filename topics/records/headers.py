@@ -244,7 +244,7 @@ def trace_id(headers: Headers) -> str | None:
 
 def cloud_event_id(headers: Headers) -> str | None:
     """Return the id of a CloudEvent in Kafka binary mode, or None if it isn't one."""
-    if find(headers, CE_SPECVERSION) is None:
+    if not headers or find(headers, CE_SPECVERSION) is None:
         return None
     value = find(headers, CE_ID)
     return None if value is None else value.decode("utf-8", "replace")
