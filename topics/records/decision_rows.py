@@ -51,7 +51,7 @@ LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
 _MOST = 1e6  # a row's numbers stay well below 2**53; what is more than this is written with names
 # msgspec writes numbers between these as canonical JSON does, save whole ones.
-_PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
+_SMALL_MIN, _PLAIN_MIN, _PLAIN_MAX = 1e-6, 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
 NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
 _NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
@@ -104,6 +104,10 @@ def plain(value: float | None) -> Any:
         return value
     if _PLAIN_MIN <= value < _PLAIN_MAX:
         return value if value % 1.0 else int(value)
+    if _SMALL_MIN <= value < _PLAIN_MIN:
+        # The cost of a small request in US dollars: its digits are there, and its exponent is -6.
+        digits = repr(value).partition("e")[0].replace(".", "")
+        return msgspec.Raw(b"0.00000" + digits.encode("ascii"))
     return msgspec.Raw(canonical(value)) if value else 0
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -36,6 +37,8 @@ from topics.records.result import Usage
 from topics.wire.canonical_json import canonical
 
 _ENCODE = msgspec.json.Encoder(order="deterministic").encode
+# The members of our records too, of which some are not declared in order.
+_ENCODE_SORTED = msgspec.json.Encoder(order="sorted").encode
 
 
 class _Source(msgspec.Struct, gc=False):
@@ -51,11 +54,13 @@ class _Digest(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    chance: float | None = None
-    cost_usd: float
-    finish_s: float
-    tpot_s: float | None = None
-    ttft_s: float | None
+    """Its numbers, each in its plain form."""
+
+    chance: Any = None
+    cost_usd: Any
+    finish_s: Any
+    tpot_s: Any = None
+    ttft_s: Any
 
 
 class _Placement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -127,10 +132,12 @@ def evidence_bytes(evidence: Evidence) -> bytes:
     """
     written = _common(evidence)
     if not evidence.candidates and evidence.profile is None:
-        _put_named(evidence, written)
-    elif _put_decision(evidence, written):
+        is_ready, encode = _put_named(evidence, written), _ENCODE_SORTED
+    else:
+        is_ready, encode = _put_decision(evidence, written), _ENCODE
+    if is_ready:
         try:
-            raw = _ENCODE(written)
+            raw = encode(written)
         except UnicodeEncodeError as error:
             raise ValueError(f"no Unicode: {error.reason}") from error
         # Only names beyond ASCII may have another order.
@@ -183,8 +190,8 @@ def _common(evidence: Evidence) -> _Written:
     )
 
 
-def _put_named(evidence: Evidence, written: _Written) -> None:
-    """Put what a step has that is no decision."""
+def _put_named(evidence: Evidence, written: _Written) -> bool:
+    """Put what a step has that is no decision, and return whether all its numbers are plain."""
     placement = evidence.placement
     written.placement = None if placement is None else _placement(placement)
     promised = evidence.promised
@@ -192,6 +199,7 @@ def _put_named(evidence: Evidence, written: _Written) -> None:
         promised = rounded(promised)
     written.promised = _envelope(promised)
     written.tags, written.inputs = evidence.tags, evidence.inputs
+    return _NUMBERED(evidence) == _NO_NUMBERS and not evidence.offers
 
 
 def _put_decision(evidence: Evidence, written: _Written) -> bool:
@@ -246,6 +254,12 @@ _KNOWN_TAGS = frozenset(TAGS)
 # Their promises are compared with others of the same decision, which stand in whole units.
 _DECIDED = frozenset({"placed", "held", "released"})
 _NOTHING = (None,) * 5
+# What few steps have, and may hold numbers that msgspec writes otherwise.
+_NUMBERED = attrgetter(
+    "charge", "comparison", "footprint", "hold", "inputs", "reserved",
+    "settled", "shadow", "spent", "tags", "variant_quality",
+)  # fmt: skip
+_NO_NUMBERS = (None,) * 11
 
 
 def _own_profile(evidence: Evidence) -> Profile | None:
@@ -332,11 +346,11 @@ def _envelope(envelope: Envelope | None) -> _Envelope | None:
     if envelope is None:
         return None
     return _Envelope(
-        chance=envelope.chance,
-        cost_usd=envelope.cost_usd,
-        finish_s=envelope.finish_s,
-        tpot_s=envelope.tpot_s,
-        ttft_s=envelope.ttft_s,
+        chance=plain(envelope.chance),
+        cost_usd=plain(envelope.cost_usd),
+        finish_s=plain(envelope.finish_s),
+        tpot_s=plain(envelope.tpot_s),
+        ttft_s=plain(envelope.ttft_s),
     )
 
 

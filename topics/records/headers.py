@@ -53,7 +53,10 @@ TRACESTATE = "tracestate"
 CE_SPECVERSION = "ce_specversion"
 CE_ID = "ce_id"
 
-_profile = msgspec.json.Decoder(Profile)
+# What each stage reads of each request.
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Profile, Placement, Envelope)
+}
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -189,29 +192,40 @@ def read(headers: Headers, name: str, kind: type[T]) -> T:
     if value is None:
         raise BadRecordError("decode", "missing_header", f"the header {name} is missing")
     try:
-        return decode(kind, value)
+        return decoded(kind, value)
     except BadRecordError as error:
         raise BadRecordError(
             error.stage, "bad_header", f"header {name}: {error.message}"
         ) from error
 
 
-def read_profile(headers: Headers) -> Profile:
-    """Return the profile of a request as ``read`` does, in 2 us instead of 6.
+def decoded(kind: type[T], value: bytes) -> T:
+    """Return the value of a header as a ``kind``.
 
-    Each stage reads the profile of each request; a takeover reads all of a hold of half a million.
+    A profile takes 2 us instead of 6; a takeover reads all of a hold of half a million.
+
+    Raises:
+        BadRecordError: it is invalid.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is not None:
+        try:
+            found: T = decoder.decode(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # The other decoder accepts more, and its errors say what is wrong.
+            pass
+        else:
+            return found
+    return decode(kind, value)
+
+
+def read_profile(headers: Headers) -> Profile:
+    """Return the profile of a request as ``read`` does.
 
     Raises:
         BadRecordError: the header is missing or invalid, or the record is of a newer version.
     """
     check_critical(headers)
-    value = find(headers, PROFILE)
-    if value is not None:
-        try:
-            return _profile.decode(value)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            # The other decoder accepts more, and its errors say what is wrong.
-            pass
     return read(headers, PROFILE, Profile)
 
 

@@ -50,10 +50,13 @@ class Call:
 
     @property
     def urgency(self) -> int:
-        """Return 1 for direct work of tier ``priority``, 0 for other direct work, else -1."""
-        if not self.is_direct:
-            return -1
-        return int(self.profile.tier == "priority")
+        """Return how soon it is to run, as `urgency_of` has it."""
+        return urgency_of(self.profile, self.placement)
+
+
+def urgency_of(profile: Profile, placement: Placement) -> int:
+    """Return 1 for direct work of tier ``priority``, 0 for other direct work, else -1."""
+    return int(profile.tier == "priority") if placement.path == "direct" else -1
 
 
 @dataclass(frozen=True, slots=True)

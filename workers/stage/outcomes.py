@@ -53,6 +53,10 @@ class Task:
     option: Option | None = None
     meter: CallMeter = field(default_factory=CallMeter)
 
+    def begun(self, at: float, option: Option) -> Self:
+        """Return the same once it runs on an option's hardware."""
+        return type(self)(self.routed, self.stream, at, option, self.meter)
+
     def call(self) -> Call:
         """Return the call for its backend."""
         routed = self.routed
@@ -112,7 +116,9 @@ class OutcomeWriter:
             comparison: of a second run, how the answer differs from the first.
         """
         routed, profile = task.routed, task.routed.profile
-        usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
+        usage, tool_calls = outcome.usage, _tool_calls(outcome.response.body)
+        if tool_calls != usage.tool_calls:
+            usage = replace(usage, tool_calls=tool_calls)
         got, spent = _got(task, outcome, option), task.spent()
         usd = _total_usd(routed, got.cost_usd, spent)
         paid = _paid(profile, usd)

@@ -12,11 +12,11 @@ from topics import (
     InferenceRequest,
     Placement,
     Profile,
-    decode,
     parse_request,
 )
 from topics.records import headers as h
 from topics.registry import INGEST_BYTES_MAX
+from workers.backends.base import urgency_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ class RoutedRequest:
         request = parse_request(
             record.value, bytes_max=INGEST_BYTES_MAX, default_id=h.cloud_event_id(headers)
         )
+        context = Context.of(headers) if record.context is None else None
         return cls(
-            record if record.context is not None else record._replace(context=Context.of(headers)),
+            record if context is None else record._replace(context=context),
             request,
             profile,
             placement,
@@ -91,6 +92,11 @@ class RoutedRequest:
         """Return True if a client waits for the answer."""
         return self.placement.path == "direct"
 
+    @property
+    def urgency(self) -> int:
+        """Return that of its call."""
+        return urgency_of(self.profile, self.placement)
+
 
 def _released_at(headers: h.Headers) -> float | None:
     value = h.find(headers, h.RELEASED_AT)
@@ -104,6 +110,6 @@ def _released_at(headers: h.Headers) -> float | None:
 def _promised(headers: h.Headers, name: str) -> Envelope | None:
     value = h.find(headers, name)
     try:
-        return None if value is None else decode(Envelope, value)
+        return None if value is None else h.decoded(Envelope, value)
     except BadRecordError:
         return None

@@ -8,7 +8,6 @@ one transaction.
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -45,7 +44,7 @@ COMMIT_EVERY_S = 0.05
 FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
-# Tier `priority`, other direct work, batches (`Call.urgency`).
+# Tier `priority`, other direct work, batches (`urgency_of`).
 URGENCIES = (1, 0, -1)
 
 
@@ -291,7 +290,7 @@ class Worker:
         self.backlog.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
         if task.routed.is_direct:
             self.backlog.transport.learn(self._clock.now() - task.routed.sent_at)
-        key = (task.routed.variant, task.call().urgency)
+        key = (task.routed.variant, task.routed.urgency)
         self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 
     def _read(self, record: Record) -> Task:
@@ -326,7 +325,7 @@ class Worker:
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.take()
                     began_at, option = self._clock.now(), self._options[variant]
-                    task = replace(task, began_at=began_at, option=option)
+                    task = task.begun(began_at, option)
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
