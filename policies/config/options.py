@@ -1,6 +1,6 @@
 """Options: each way the fleet can serve a model, compiled once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
@@ -104,22 +104,21 @@ class ModelOptions:
     Attributes:
         options: all of them.
         operations: what each of them does.
-        quality_min: the least quality of one.
         tokens_max: as many fit each of them, prompt and reply.
-        has_direct: whether each has a direct lane.
+        known_refusals: of each option, why it may not serve a request that names no constraint and
+            fits, by operation, whether that may wait, and the least quality.
         moves: whether price, emissions or interruptions of any are declared by time.
         kv_bytes_per_token: of the first, as tags tell it.
         numbering: their pools and variants as the tables of evidence, with the bytes of weights.
     """
 
     __slots__ = (
-        "has_direct",
+        "known_refusals",
         "kv_bytes_per_token",
         "moves",
         "numbering",
         "operations",
         "options",
-        "quality_min",
         "tokens_max",
     )
 
@@ -127,10 +126,9 @@ class ModelOptions:
         self.options = options
         of_each = [option.operations for option in options]
         self.operations = frozenset.intersection(*of_each) if of_each else frozenset()
-        self.quality_min = min((option.quality for option in options), default=0.0)
         fitting = [min(option.context_tokens, option.kv_capacity_tokens) for option in options]
         self.tokens_max = min(fitting, default=2**63)
-        self.has_direct = all("direct" in option.lanes for option in options)
+        self.known_refusals: dict[tuple[str, bool, float], Sequence[str | None]] = {}
         self.moves = any(option.moves for option in options)
         self.kv_bytes_per_token = options[0].roofline.kv_bytes_per_token if options else 0.0
         self.numbering = Numbering(

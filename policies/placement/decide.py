@@ -22,7 +22,7 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import PASSING, all_may_serve, explain, refusals
+from policies.scoring.constraints import PASSING, explain, model_refusals
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -156,12 +156,9 @@ def _codes(
 
     Nothing if all may.
     """
-    rules, floor = policy.rules, policy.floor_of(profile)
-    is_any_refused = rules or policy.never or not all_may_serve(profile, model, floor)
-    if not is_any_refused and not any(s.obstacle or s.has_drifted for s in standings):
-        return ()
-    codes: list[str | None]
-    codes = refusals(profile, [standing.option for standing in standings], floor)
+    rules, codes = policy.rules, model_refusals(profile, model, policy.floor_of(profile))
+    if not (rules or policy.never or any(s.obstacle or s.has_drifted for s in standings)):
+        return codes if any(codes) else ()
     if rules:
         codes = [
             code or refused_by(rules, profile, standing.option)

@@ -125,17 +125,6 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
-def all_may_serve(profile: Profile, model: ModelOptions, floor: float = 0.0) -> bool:
-    """Return True if `refusals` certainly has none: of most requests a few comparisons say so."""
-    return (
-        model.has_direct
-        and profile.operation in model.operations
-        and model.quality_min >= floor
-        and certain_tokens(profile) <= model.tokens_max
-        and _is_free(profile)
-    )
-
-
 def _is_free(profile: Profile) -> bool:
     """Return True if a request names no constraint."""
     is_free = profile.regions is profile.precisions is profile.pools is None
@@ -162,6 +151,20 @@ def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) ->
         else refusal(profile, option, floor) or (None if has_lane(profile, option) else "lane")
         for option in options
     ]
+
+
+def model_refusals(
+    profile: Profile, model: ModelOptions, floor: float = 0.0
+) -> Sequence[str | None]:
+    """Return `refusals` of all options of a model; those of most requests are found once."""
+    if not _is_free(profile) or certain_tokens(profile) > model.tokens_max:
+        return refusals(profile, model.options, floor)
+    # Nothing else of the request enters into them.
+    key = profile.operation, profile.batchable, floor
+    found = model.known_refusals.get(key)
+    if found is None:
+        found = model.known_refusals[key] = tuple(refusals(profile, model.options, floor))
+    return found
 
 
 def _explained(code: str) -> str:
