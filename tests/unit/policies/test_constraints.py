@@ -26,7 +26,14 @@ from policies.batching.groups import group_of
 from policies.config.policy import Estimates
 from policies.fleet_state.arrivals import Arrivals
 from policies.fleet_state.view import FleetView
-from policies.scoring.constraints import EXPLANATIONS, Refusal, explain, refusal
+from policies.scoring.constraints import (
+    EXPLANATIONS,
+    Refusal,
+    explain,
+    has_lane,
+    model_refusals,
+    refusal,
+)
 from policies.scoring.estimate import estimate
 from topics import Profile
 
@@ -315,3 +322,15 @@ def test_chances_and_envelopes_are_sane(request: Profile, spread: float, now: fl
             assert 0 <= (candidate.chance or 0) <= 1
             assert (candidate.cost_usd or 0) > 0
             assert (candidate.finish_s or 0) >= (candidate.ttft_s or 0)
+
+
+@settings(PROPERTY)
+@given(profiles(), st.sampled_from([0.0, 0.9, 0.99, 1.0]))
+def test_what_refuses_most_requests_is_the_same_for_each(asked: Profile, floor: float) -> None:
+    """One fleet for all examples, which keeps what refused the first of their kind."""
+    for model in OPTIONS.serving.values():
+        plain = [
+            refusal(asked, option, floor) or (None if has_lane(asked, option) else "lane")
+            for option in model.options
+        ]
+        assert list(model_refusals(asked, model, floor)) == plain

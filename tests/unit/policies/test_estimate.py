@@ -204,6 +204,21 @@ def test_a_standing_is_found_anew_when_something_is_sent_or_reported() -> None:
     assert view.standing(option).obstacle == "pool_unavailable"
 
 
+@settings(deadline=None)
+@given(views(FLEET), st.lists(st.tuples(every_option, st.integers(1, 3)), max_size=8))
+def test_a_standing_is_that_of_a_load_of_which_nothing_is_kept(
+    view: FleetView, sent: list[tuple[Option, int]]
+) -> None:
+    for option, count in sent:
+        view.add_sent(option, 0.1, count, tokens=300)
+        for each in FLEET.by_pool[option.pool]:
+            load = view.load(option.pool)
+            assert view.standing(each) == standing_of(each, load.copied())
+            running = load.running_by_variant.get(each.variant, 0)
+            plain = running_step_s(each, load, running), mixed_step_s(each, load, running)
+            assert load.steps_s(each) == plain
+
+
 def test_a_decision_counts_only_the_backlog_that_is_left() -> None:
     """A pool works between two requests, also where nothing has been sent to it meanwhile."""
     situation = a_situation()

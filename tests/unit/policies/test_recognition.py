@@ -13,12 +13,19 @@ from policy_cases import NOW, POLICY, a_policy, a_situation, tagged
 
 from policies import Policy, recognition
 from policies.config.policy import DEFAULT_CLASS
-from policies.config.recognition import Phrases, pattern_of, words_in
+from policies.config.recognition import CODE_WORDS, Phrases, pattern_of, words_in
 from policies.config.schema import DeclarationError
 from policies.scoring.bindings import bind
 from streams.config.declarations import load_policy
 
 PACKAGED = load_policy(None)
+# Each word of the packaged phrases, and each phrase.
+FOUND_IN = [
+    part
+    for rule in PACKAGED.recognize
+    for phrase in (*rule.says, *rule.unless)
+    for part in (phrase.replace("_", "some"), *phrase.split())
+]
 RULE = """
 recognize:
   - {task: bulk, confidence: 0.7, says: [summarize, "sum _ up"], unless: [story],
@@ -240,3 +247,18 @@ def test_code_is_found_as_by_its_pattern_alone() -> None:
 
     is_found_alike()
     assert answers == {True, False}
+
+
+@settings(PROPERTY)
+@given(st.lists(st.sampled_from([*FOUND_IN, "wagon", "The", "café", "\n"]), max_size=25))
+def test_the_words_that_are_sought_are_enough(parts: list[str]) -> None:
+    text = " ".join(parts)
+    every, sought = words_in(text), words_in(text, PACKAGED.sought_words)
+    assert (every is None) is (sought is None)
+    for rule in PACKAGED.recognize:
+        for said, phrases in ((rule.said, rule.says), (rule.unsaid, rule.unless)):
+            if said is not None:
+                is_there = pattern_of(phrases).search(text) is not None
+                assert said.are_in(text, sought) is said.are_in(text, every) is is_there
+    if every is not None and sought is not None:
+        assert CODE_WORDS.isdisjoint(every) is CODE_WORDS.isdisjoint(sought)

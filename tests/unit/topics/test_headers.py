@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import PROPERTY, profile, profiles
 
-from topics import BadRecordError, Batch, Envelope, Fallback, Placement, Profile
+from topics import BadRecordError, Batch, Envelope, Fallback, Placement, Profile, decode, encode
 from topics.records import headers as h
 from topics.records.headers import Headers
 
@@ -150,6 +151,35 @@ def test_what_is_known_of_a_request_survives_the_way(
     assert h.read(headers, h.PLACEMENT, Placement) == placement
     assert h.read(headers, h.PROMISED, Envelope) == promised
     assert h.read_batch(headers) == batch
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+
+
+@settings(PROPERTY)
+@given(
+    st.sampled_from([Placement, Envelope, Profile]),
+    profiles(),
+    st.dictionaries(st.sampled_from(["pool", "path", "attempt", "ttft_s", "at", "x"]), VALUES),
+)
+def test_what_one_decoder_reads_is_what_the_other_does(
+    kind: type[object], asked: Profile, changes: dict[str, object]
+) -> None:
+    given = {
+        Placement: Placement("p", "d", "v", "fp8", "r", "direct"),
+        Envelope: Envelope(1e-6, None, 2.0),
+        Profile: asked,
+    }[kind]
+    told = orjson.loads(encode(given)) | changes
+    value = orjson.dumps(told)
+
+    def read(decoder: Callable[[type[object], bytes], object]) -> object:
+        try:
+            return decoder(kind, value)
+        except BadRecordError as error:
+            return error.message
+
+    assert read(h.decoded) == read(decode)
 
 
 def test_only_what_is_given_is_encoded() -> None:
