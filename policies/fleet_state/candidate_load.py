@@ -277,8 +277,8 @@ def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTer
     found, crowd, mixed_s = standing.company, None, 0.0
     if found is not None:
         joining, mixed_s = min(max_batch, found.joined + members), found.mixed_s
-        crowd = gathered if joining == together else spread
-        if joining not in (together, sequences):
+        crowd = gathered
+        if joining != together:
             crowd = DecodeStep(joining, *roofline.sequences_s(joining))
         if crowd is spread and not mixed_s:
             # It would be met by nobody.

@@ -133,6 +133,26 @@ def test_an_estimate_is_that_of_the_plain_formula(
     assert estimate(profile, standing_of(option, load), 0.05, members, wait_s) == plain
 
 
+few = st.sampled_from([0, 0, 1, 2, 3, 5, 20, 40])
+
+
+@settings(deadline=None)
+@given(profiles, st.tuples(few, few), st.integers(1, 2), st.integers(1, 3))
+def test_an_estimate_beside_another_variant_is_that_of_the_plain_formula(
+    profile: Profile, running: tuple[int, int], workers: int, members: int
+) -> None:
+    variants = [option.variant for option in FLEET.by_pool["premium"]]
+    told = {v: VariantStatus(running=n) for v, n in zip(variants, running, strict=True)}
+    view = FleetView(FLEET)
+    view.report(status("premium", variants=told))
+    if workers == 2:
+        view.report(status("premium", instance="1"))
+    load = view.load("premium")
+    for option in FLEET.by_pool["premium"]:
+        plain = plain_estimate(profile, option, load, 0.05, members, 0.0)
+        assert estimate(profile, standing_of(option, load), 0.05, members, 0.0) == plain
+
+
 @settings(deadline=None)
 @given(profiles, st.floats(1e-5, 1e3), st.floats(1e-5, 10), st.floats(0, 100), st.floats(0.05, 2))
 def test_a_chance_is_the_least_of_those_of_each_limit(
