@@ -65,7 +65,7 @@ def recognize(
 
 
 class _Seen(NamedTuple):
-    """What rules ask of a request; ``words`` are those of its text that any of them looks for."""
+    """A request as rules ask for it; ``words`` are those of its text that any rule looks for."""
 
     text: str
     words: frozenset[bytes] | None

@@ -58,7 +58,7 @@ class RecognitionRule(Declaration):
 
     @cached_property
     def ranges(self) -> tuple[tuple[str, float, float], ...]:
-        """What is counted of a request, each with its least and its most, if one is given."""
+        """Return each count of a request that is bounded, with its least and its most."""
         limits = (
             ("input_tokens", self.input_tokens_min, self.input_tokens_max),
             ("output_tokens", self.output_tokens_min, self.output_tokens_max),
