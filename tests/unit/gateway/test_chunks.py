@@ -81,7 +81,11 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
             400,
             "context_length_exceeded",
         ),
-        (result("rejected", "no_pool", {"a": "context_too_long", "b": "region"}), 422, "no_pool"),
+        (
+            result("failed", "no_pool", {"a": "context_too_long", "b": "region"}),
+            400,
+            "context_length_exceeded",
+        ),
         (result("failed", "context_too_long", {"a": "timeout"}), 502, "upstream_failed"),
         (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
         (result("rejected", "budget"), 429, "insufficient_quota"),
