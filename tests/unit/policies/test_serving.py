@@ -53,6 +53,17 @@ def test_a_device_without_constants_has_the_plain_roofline() -> None:
     assert found.kv_bytes_per_token == MODEL.kv_bytes_per_token
 
 
+def test_an_error_that_a_device_does_not_tell_is_the_packaged_one() -> None:
+    told = SERVING.model_dump(exclude={"error", "error_datasheet", "error_assumed"})
+    found, packaged = Serving(**told), load_catalogue().devices["h100"].serving
+    assert packaged is not None
+    assert (found.error, found.error_datasheet, found.error_assumed) == (
+        packaged.error,
+        packaged.error_datasheet,
+        packaged.error_assumed,
+    )
+
+
 def test_constants_add_their_times() -> None:
     alone = roofline_of(SERVED, MODEL, "bf16")
     assert alone.compute_efficiency == pytest.approx(0.6 * 0.8)
