@@ -29,7 +29,7 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
         return _servers_own(refusal.status_code, refusal.body, error)
     status, code = status_and_code(result)
     if code == "context_length_exceeded":
-        return _too_long(error, wanted, fleet)
+        return _too_long(error, wanted, fleet, is_declared=result.status == "rejected")
     message, details, wait_s = error.message, error.details, None
     headers: dict[str, str] = {}
     if code == "model_not_found":
@@ -58,8 +58,11 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     )
 
 
-def _too_long(error: ResultError, wanted: Wanted, fleet: FleetState) -> ApiError:
-    reasons = error.details or {}
+def _too_long(
+    error: ResultError, wanted: Wanted, fleet: FleetState, *, is_declared: bool
+) -> ApiError:
+    """Return the error; a server that refused it knows a limit of its own, not the declared one."""
+    reasons = error.details or {} if is_declared else {}
     limit = max(
         (
             option.context_tokens

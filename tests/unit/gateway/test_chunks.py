@@ -1,5 +1,6 @@
 """Chunks in the form of OpenAI's, and answers that fail told apart."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -66,6 +67,16 @@ def test_what_was_lost_of_another_answer_can_not_be_told() -> None:
 def result(status: Any, code: str, details: Any = None, response: Any = None) -> Result:
     error = ResultError(code, "why", details)
     return Result("req_1", status, Timing(NOW), response=response, error=error)
+
+
+def test_a_limit_is_told_where_the_declared_one_was_exceeded() -> None:
+    fleet = FleetState(Settings(), SystemClock())
+    asked = replace(ASKED, fields=ASKED.fields | {"model": "llama-3.1-8b"})
+    reasons = {"premium-us": "context_too_long", "silicon-us": "region"}
+    told = refusal_of(result("rejected", "no_pool", reasons), asked, fleet)
+    assert "maximum context length is 131072 tokens" in told.message
+    by_a_server = refusal_of(result("failed", "no_pool", reasons), asked, fleet)
+    assert "131072" not in by_a_server.message
 
 
 @pytest.mark.parametrize(
