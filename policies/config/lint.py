@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
+from policies.config.bounds import NOT_BOUND, Bound, Rule
 from policies.config.classes import WorkloadClass
 from policies.config.fleet import Fleet
 from policies.config.hardware import BYTES_PER_WEIGHT
@@ -23,6 +25,8 @@ def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
         *_empty_groups(options, policy),
         *_hopeless_classes(used, policy),
         *_homeless_data(used, policy),
+        *_unknown_places(fleet, policy),
+        *_homeless_bounds(used, policy),
         *_lone_pools(used),
         *_missing_references(used, policy),
     ]
@@ -83,9 +87,11 @@ def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
                 continue
             if not any(_allows(workload, option) for option in choices):
                 wanted = ", ".join(workload.precisions or ())
+                least = "" if workload.quality_min is None else f" of {workload.quality_min:g}"
                 yield (
                     f"class {name}: no pool serves {model} to it: none has a lane for it at a"
                     f" precision it tolerates ({wanted or 'any'})"
+                    f"{least and f' and a quality{least}'}"
                 )
             elif not any(_allows(workload, o) and _keeps_slo(workload, o) for o in choices):
                 yield (
@@ -116,6 +122,8 @@ def _missing_references(options: Options, policy: Policy) -> Iterator[str]:
 
 def _allows(workload: WorkloadClass, option: Option) -> bool:
     if workload.precisions is not None and option.precision not in workload.precisions:
+        return False
+    if workload.quality_min is not None and option.quality < workload.quality_min:
         return False
     return "direct" in option.lanes or (workload.batchable and "batch" in option.lanes)
 
@@ -154,6 +162,65 @@ def _homeless_data(options: Options, policy: Policy) -> Iterator[str]:
                     f"data class {name}: no pool serves {model} where it may stay"
                     f" ({_limits(data)}); each such request is rejected"
                 )
+
+
+def _unknown_places(fleet: Fleet, policy: Policy) -> Iterator[str]:
+    regions = {pool.region for pool in fleet.pools.values()}
+    for path, bound in policy.bounds():
+        for what, named, known in (
+            ("pools", bound.pools, fleet.pools.keys()),
+            ("regions", bound.regions, regions),
+        ):
+            if unknown := [name for name in named or () if name not in known]:
+                place, names = ".".join(path), ", ".join(unknown)
+                yield f"{place}: its bound names {what} that the fleet has not: {names}"
+
+
+def _homeless_bounds(options: Options, policy: Policy) -> Iterator[str]:
+    every = [option for pool in options.by_pool.values() for option in pool]
+    homeless: set[str] = set()
+    for rules in sorted(_rules_together(policy), key=len):
+        places = [place for place, _ in rules]
+        if homeless.isdisjoint(places) and not any(
+            all(_is_within(bound, option, policy) for _, bound in rules) for option in every
+        ):
+            # What is hopeless by itself is told once.
+            homeless |= {" and ".join(places)}
+            whose = "its bound" if len(rules) == 1 else "both bounds together"
+            yield (
+                f"{' and '.join(places)}: no pool is within {whose}; each such request is rejected"
+            )
+
+
+def _rules_together(policy: Policy) -> list[list[Rule]]:
+    """Return each bound alone, and those of a key, its tenant and a class two by two."""
+    alone = [[(".".join(path), bound)] for path, bound in policy.bounds() if bound != NOT_BOUND]
+    tenants = {"default_tenant": policy.default_tenant.bound} | {
+        f"tenants.{name}": limits.bound for name, limits in policy.tenants.items()
+    }
+    keys = {f"keys.{name}": key.bound for name, key in policy.keys.items()}
+    classes = {f"classes.{name}": workload.bound for name, workload in policy.classes.items()}
+    owned = [
+        [(f"keys.{name}", key.bound), (f"tenants.{key.tenant}", policy.tenants[key.tenant].bound)]
+        for name, key in policy.keys.items()
+        if key.tenant in policy.tenants
+    ]
+    crossed = [list(each) for each in product((tenants | keys).items(), classes.items())]
+    both = [pair for pair in (*owned, *crossed) if all(bound != NOT_BOUND for _, bound in pair)]
+    return [*alone, *both]
+
+
+def _is_within(bound: Bound, option: Option, policy: Policy) -> bool:
+    limits = (
+        (bound.regions, option.region),
+        (bound.precisions, option.precision),
+        (bound.pools, option.pool),
+    )
+    if any(allowed is not None and has not in allowed for allowed, has in limits):
+        return False
+    return bound.data_classes is None or any(
+        _may_hold(policy.data_classes[name], option) for name in bound.data_classes
+    )
 
 
 def _may_hold(data: DataClass, option: Option) -> bool:

@@ -160,3 +160,51 @@ def test_pools_that_are_never_used_are_no_fallback_and_serve_nothing() -> None:
         "model gpt-oss-120b: the policy never uses the pools that serve it (lpddr-us, premium-eu,"
         " premium-us, silicon-us); each request for it is rejected"
     ) in found
+
+
+def bound(**declared: str) -> list[str]:
+    """Return what is told of bounds, given as lines of the policy by where they stand."""
+    text = packaged("policy.yaml").replace("tenants: {}", "")
+    for place, lines in declared.items():
+        text += f"\n{place}:\n  {lines}\n"
+    found = warnings(policy=parse_policy(text, "policy.yaml"))
+    return [each for each in found if "bound" in each]
+
+
+def test_a_bound_that_names_what_the_fleet_has_not() -> None:
+    told = "a: {bound: {regions: [eu-wset, eu-west], pools: [premium-eu, other]}}"
+    assert bound(tenants=told) == [
+        "tenants.a: its bound names pools that the fleet has not: other",
+        "tenants.a: its bound names regions that the fleet has not: eu-wset",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_homeless"),
+    [
+        ("regions: [eu-west], pools: [premium-us]", True),
+        ("precisions: [fp32]", True),
+        ("data_classes: [regulated], regions: [us-east]", True),
+        ("data_classes: [regulated, public], regions: [us-east]", False),
+        ("regions: [eu-west], precisions: [mxfp4]", False),
+    ],
+)
+def test_a_bound_that_leaves_no_pool(limits: str, is_homeless: bool) -> None:
+    told = "no pool is within its bound; each such request is rejected"
+    assert bound(tenants=f"a: {{bound: {{{limits}}}}}") == [f"tenants.a: {told}"] * is_homeless
+
+
+def test_bounds_that_leave_no_pool_together() -> None:
+    found = bound(
+        tenants="a: {bound: {regions: [eu-west]}}\n  b: {bound: {regions: [us-east]}}",
+        keys="k: {tenant: a, bound: {pools: [premium-us]}}",
+    )
+    told = "no pool is within both bounds together; each such request is rejected"
+    assert found == [f"keys.k and tenants.a: {told}"]
+
+
+def test_a_class_that_no_variant_is_good_enough_for() -> None:
+    silicon = without(*(name for name in FLEET.pools if name != "lpddr-us"))
+    found = [each for each in warnings(silicon) if each.startswith("class chat: no pool serves")]
+    assert found
+    assert all(each.endswith("and a quality of 0.99") for each in found)
