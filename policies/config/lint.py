@@ -28,6 +28,7 @@ def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
         *_unknown_places(fleet, policy),
         *_homeless_bounds(used, policy),
         *_lone_pools(used),
+        *_dark_pools(used),
         *_missing_references(used, policy),
     ]
 
@@ -234,6 +235,33 @@ def _may_hold(data: DataClass, option: Option) -> bool:
 def _limits(data: DataClass) -> str:
     limits = [*(data.regions or ()), *(data.precisions or ())]
     return ", ".join([*limits, *(f"{name}={value}" for name, value in data.labels.items())])
+
+
+def _dark_pools(options: Options) -> Iterator[str]:
+    firsts = {name: served[0] for name, served in options.by_pool.items() if served}
+    for name, option in firsts.items():
+        least_kw = _drawn_kw(option, busy=1)
+        if option.pool_kw_max is not None and least_kw > option.pool_kw_max:
+            yield _dark(name, least_kw, f"its power_kw_max is {option.pool_kw_max:g}")
+        elif option.site_kw_max is not None:
+            others = [o for o in firsts.values() if o.site == option.site and o.pool != name]
+            least_kw += sum(_drawn_kw(other, busy=0) for other in others)
+            if least_kw > option.site_kw_max:
+                limit = f"the power_kw_max of its site {option.site} is {option.site_kw_max:g}"
+                yield _dark(name, least_kw, limit)
+
+
+def _drawn_kw(option: Option, busy: int) -> float:
+    """Return what one worker of a pool draws with so many replicas busy, in kW."""
+    idle_w, busy_w = option.idle_w or 0.0, option.busy_w or 0.0
+    return (busy * busy_w + (option.replicas - busy) * idle_w) / 1000
+
+
+def _dark(pool: str, least_kw: float, limit: str) -> str:
+    return (
+        f"pool {pool}: with a worker of each pool, and one replica here busy, {least_kw:g} kW"
+        f" are drawn, and {limit}; nothing is sent there"
+    )
 
 
 def _regions(options: Options) -> set[str]:

@@ -1,6 +1,7 @@
 """`shunter policy check` warns of what is valid and can't work."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -208,3 +209,40 @@ def test_a_class_that_no_variant_is_good_enough_for() -> None:
     found = [each for each in warnings(silicon) if each.startswith("class chat: no pool serves")]
     assert found
     assert all(each.endswith("and a quality of 0.99") for each in found)
+
+
+H100 = """\
+pools:
+  one: {device: h100, count: 2, region: eu-west, serves: [%(serves)s], %(pool)s}
+  two: {device: h100, count: 1, region: eu-west, serves: [%(serves)s], site: hall}
+sites: {hall: %(site)s}
+"""
+SERVES = "{model: llama-3.1-8b, variant: llama-3.1-8b-fp8, precision: fp8, max_batch: 8}"
+
+
+@pytest.mark.parametrize(
+    ("pool", "site", "told"),
+    [
+        # One of two busy at 700 + 350 W, the other idle at 105 + 210 W.
+        ("power_kw_max: 1.4", "{}", []),
+        ("power_kw_max: 1.3", "{}", ["one: its power_kw_max is 1.3"]),
+        ("site: hall", "{power_kw_max: 1.7}", []),
+        # Of the second, 1.05 kW beside 0.63 idle.
+        (
+            "site: hall",
+            "{power_kw_max: 1.6}",
+            ["one: the power_kw_max of its site hall is 1.6", "two: the power_kw_max of its site"],
+        ),
+    ],
+)
+def test_a_limit_of_power_that_leaves_room_for_nothing(
+    tmp_path: Path, pool: str, site: str, told: list[str]
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(H100 % {"serves": SERVES, "pool": pool, "site": site})
+    found = [each for each in warnings(load_fleet(file)) if each.endswith("nothing is sent there")]
+    assert len(found) == len(told)
+    for each, expected in zip(found, told, strict=True):
+        name, _, limit = expected.partition(": ")
+        assert each.startswith(f"pool {name}: ")
+        assert limit in each
