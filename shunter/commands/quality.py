@@ -1,7 +1,6 @@
 """`shunter quality`: whether variants answer as their references do."""
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -17,6 +16,7 @@ from shunter.logs.reading import place_of, read_all
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, QualityEntry, Settings, VariantQuality, decode
 from topics.admin.provisioning import partition_counts
+from topics.iso_time import iso_time
 
 quality = CommandTree(
     add_completion=False, name="quality", help="Whether variants answer as their references do."
@@ -91,8 +91,8 @@ def _figures(state: VariantQuality) -> dict[str, Any]:
         "reference": state.reference,
         "reference_pool": state.reference_pool,
         "verdict": state.verdict,
-        "since": _time(state.since),
-        "at": _time(state.at),
+        "since": iso_time(state.since),
+        "at": iso_time(state.at),
         "samples": state.samples,
         "uncompared": state.uncompared,
         "within": state.within,
@@ -120,9 +120,5 @@ def _reference(figures: dict[str, Any]) -> str:
     return str(figures["reference"]) if pool is None else f"{pool}/{figures['reference']}"
 
 
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
 def _date(at: float) -> str:
-    return _time(at)[:10]
+    return iso_time(at)[:10]
