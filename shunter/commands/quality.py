@@ -8,14 +8,10 @@ import typer
 from rich.table import Table
 
 from policies.quality.sampling import DAY_S
-from policies.quality.verdict_state import KnownQuality
-from shunter.client.kafka import note
 from shunter.command_tree import CommandTree
 from shunter.console import AsJson, Bootstrap, Prefix, settings_from, wide_out
-from shunter.logs.reading import place_of, read_all
-from streams.kafka.log import KafkaLog
-from topics import BadRecordError, Catalogue, QualityEntry, Settings, VariantQuality, decode
-from topics.admin.provisioning import partition_counts
+from shunter.logs.quality import read_known
+from topics import VariantQuality
 from topics.iso_time import iso_time
 
 quality = CommandTree(
@@ -64,24 +60,6 @@ def report(
     for row in spent:
         costs.add_row(row["task"], row["day"], f"{row['runs']:,}", f"{row['usd']:.4f}")
     wide_out().print(table, costs)
-
-
-async def read_known(settings: Settings) -> KnownQuality:
-    """Return what the topic says; a record that is unreadable here is reported and left out.
-
-    Raises:
-        AdminError: Kafka can't be reached, or the topic is missing.
-    """
-    topic, known = Catalogue(settings).quality, KnownQuality()
-    await partition_counts(settings, [topic])
-    async for record in read_all(KafkaLog(settings), topic, 1):
-        if record.value is None:
-            continue
-        try:
-            known.take(decode(QualityEntry, record.value))
-        except BadRecordError as error:
-            note(f"{place_of(record)} is left out: {error.message}")
-    return known
 
 
 def _figures(state: VariantQuality) -> dict[str, Any]:
