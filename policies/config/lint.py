@@ -1,5 +1,6 @@
 """Warnings of `shunter policy check`: fleets and policies that are valid but can't work."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -14,6 +15,8 @@ from policies.hardware.roofline import MEMORY_UTILIZATION
 
 # Prompt of the request that a class is tried with: short, so that a warning is a certain one.
 PROMPT_TOKENS = 256
+# Of many with one and the same fault, so many are named.
+TOLD_MAX = 5
 
 
 def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
@@ -179,36 +182,41 @@ def _unknown_places(fleet: Fleet, policy: Policy) -> Iterator[str]:
 
 def _homeless_bounds(options: Options, policy: Policy) -> Iterator[str]:
     every = [option for pool in options.by_pool.values() for option in pool]
-    homeless: set[str] = set()
-    for rules in sorted(_rules_together(policy), key=len):
-        places = [place for place, _ in rules]
-        if homeless.isdisjoint(places) and not any(
-            all(_is_within(bound, option, policy) for _, bound in rules) for option in every
-        ):
-            # What is hopeless by itself is told once.
-            homeless |= {" and ".join(places)}
-            whose = "its bound" if len(rules) == 1 else "both bounds together"
-            yield (
-                f"{' and '.join(places)}: no pool is within {whose}; each such request is rejected"
-            )
+
+    def is_homeless(*bounds: Bound) -> bool:
+        return not any(all(_is_within(b, option, policy) for b in bounds) for option in every)
+
+    alone = {".".join(path) for path, bound in policy.bounds() if is_homeless(bound)}
+    for place in sorted(alone if every else ()):
+        yield f"{place}: no pool is within its bound; each such request is rejected"
+    together: dict[str, list[str]] = defaultdict(list)
+    for (first, one), (second, other) in _bound_together(policy):
+        if alone.isdisjoint((first, second)) and is_homeless(one, other):
+            together[second].append(first)
+    for second, firsts in together.items():
+        more = len(firsts) - TOLD_MAX
+        names = ", ".join(firsts[:TOLD_MAX]) + (f" and {more} others" if more > 0 else "")
+        yield (
+            f"{second}: no pool is within its bound and that of {names}; each such request is"
+            " rejected"
+        )
 
 
-def _rules_together(policy: Policy) -> list[list[Rule]]:
-    """Return each bound alone, and those of a key, its tenant and a class two by two."""
-    alone = [[(".".join(path), bound)] for path, bound in policy.bounds() if bound != NOT_BOUND]
+def _bound_together(policy: Policy) -> list[tuple[Rule, Rule]]:
+    """Return the bounds of a key, its tenant and a class two by two, of those that bind."""
     tenants = {"default_tenant": policy.default_tenant.bound} | {
         f"tenants.{name}": limits.bound for name, limits in policy.tenants.items()
     }
     keys = {f"keys.{name}": key.bound for name, key in policy.keys.items()}
     classes = {f"classes.{name}": workload.bound for name, workload in policy.classes.items()}
     owned = [
-        [(f"keys.{name}", key.bound), (f"tenants.{key.tenant}", policy.tenants[key.tenant].bound)]
+        ((f"keys.{name}", key.bound), (f"tenants.{key.tenant}", policy.tenants[key.tenant].bound))
         for name, key in policy.keys.items()
         if key.tenant in policy.tenants
     ]
-    crossed = [list(each) for each in product((tenants | keys).items(), classes.items())]
-    both = [pair for pair in (*owned, *crossed) if all(bound != NOT_BOUND for _, bound in pair)]
-    return [*alone, *both]
+    bound_classes = [rule for rule in classes.items() if rule[1] != NOT_BOUND]
+    crossed = product((tenants | keys).items(), bound_classes)
+    return [pair for pair in (*owned, *crossed) if NOT_BOUND not in (pair[0][1], pair[1][1])]
 
 
 def _is_within(bound: Bound, option: Option, policy: Policy) -> bool:

@@ -83,8 +83,8 @@ def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = 
     """Validate the fleet and the policy; each problem names file, field and value.
 
     Warnings tell of what is valid and can't work: a model that no pool serves, a class that no pool
-    serves within its SLO or deadline, data that may stay nowhere, a region without a second pool
-    for a model.
+    serves within its SLO or deadline, data that may stay nowhere, bounds that leave no pool, a
+    region without a second pool for a model.
 
     Example: shunter policy check --fleet fleet.yaml --policy policy.yaml
     """

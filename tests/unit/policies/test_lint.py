@@ -200,8 +200,18 @@ def test_bounds_that_leave_no_pool_together() -> None:
         tenants="a: {bound: {regions: [eu-west]}}\n  b: {bound: {regions: [us-east]}}",
         keys="k: {tenant: a, bound: {pools: [premium-us]}}",
     )
-    told = "no pool is within both bounds together; each such request is rejected"
-    assert found == [f"keys.k and tenants.a: {told}"]
+    told = "no pool is within its bound and that of keys.k; each such request is rejected"
+    assert found == [f"tenants.a: {told}"]
+
+
+def test_many_tenants_outside_the_bound_of_a_class_are_one_warning() -> None:
+    tenants = "\n  ".join(f"t{i}: {{bound: {{regions: [eu-west]}}}}" for i in range(8))
+    text = packaged("policy.yaml").replace("tenants: {}", f"tenants:\n  {tenants}")
+    text = text.replace("  chat:\n", "  chat:\n    bound: {regions: [us-east]}\n", 1)
+    found = [e for e in warnings(policy=parse_policy(text, "policy.yaml")) if "bound" in e]
+    names = ", ".join(f"tenants.t{i}" for i in range(5))
+    told = f"classes.chat: no pool is within its bound and that of {names} and 3 others;"
+    assert found == [f"{told} each such request is rejected"]
 
 
 def test_a_class_that_no_variant_is_good_enough_for() -> None:
