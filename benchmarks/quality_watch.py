@@ -39,8 +39,8 @@ from benchmarks.quality_prompts import Prompt, prompts
 from policies.quality.comparison import answer_group, difference, excerpt
 from policies.quality.sequential_test import ALPHA
 from policies.quality.verdicts import begun, judge
-from shunter.commands.quality import read_known
 from shunter.demo.llama_server import packaged_model
+from shunter.logs.quality import read_known
 from topics import Comparison
 from topics.embedded_broker.broker import EmbeddedBroker
 

@@ -1,6 +1,6 @@
 """Other fates of a request: where it goes when pools are gone, and what refuses it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from policies import Decision, Options, decide, inputs_of, situation
@@ -12,6 +12,13 @@ from topics import PoolStatus, Profile
 from topics.iso_time import iso_time
 
 
+class Pools(NamedTuple):
+    """Pools as heartbeats tell of them, and the variants of each whose answers have drifted."""
+
+    reports: Sequence[PoolStatus]
+    drifted: Mapping[str, frozenset[str]]
+
+
 class WhatIf(NamedTuple):
     """The decision on a request while some pools are unavailable."""
 
@@ -20,10 +27,11 @@ class WhatIf(NamedTuple):
 
 
 def situation_of(
-    options: Options, policy: Policy, reports: Sequence[PoolStatus], gone: Collection[str]
+    options: Options, policy: Policy, pools: Pools, gone: Collection[str]
 ) -> Situation:
-    """Return the situation that heartbeats tell of, without those of the pools that are gone."""
-    view = live_view(options, (report for report in reports if report.pool not in gone))
+    """Return the situation that is told of, without the pools that are gone."""
+    view = live_view(options, (report for report in pools.reports if report.pool not in gone))
+    view.judged(pools.drifted)
     return Situation(options, policy, view, situation(options, policy).arrivals)
 
 
@@ -31,7 +39,7 @@ def fallbacks(
     profile: Profile,
     options: Options,
     policy: Policy,
-    reports: Sequence[PoolStatus],
+    pools: Pools,
     without: Sequence[str],
     now: float,
 ) -> Iterator[WhatIf]:
@@ -41,7 +49,7 @@ def fallbacks(
     """
     gone = list(without)
     while True:
-        here = situation_of(options, policy, reports, gone)
+        here = situation_of(options, policy, pools, gone)
         decision = decide(profile, inputs_of(profile, here, now), options, policy, now)
         yield WhatIf(tuple(gone), decision)
         if decision.promised is None:
@@ -70,6 +78,11 @@ def limits(profile: Profile, policy: Policy) -> list[str]:
         "where only other work keeps each pool from serving it in time, and the tenant has had"
         f" more than its share ({tenant.share:g}) lately: rejected as over_share"
     )
+    told += _watched(profile, policy)
+    told.append(
+        f"where no pool that may serve it is alive for {profile.longest_wait_s:g} s: rejected as"
+        " pool_unavailable"
+    )
     told.append(
         f"where a pool fails: tried at another, {policy.attempts_max} attempts in all, then failed"
     )
@@ -77,3 +90,13 @@ def limits(profile: Profile, policy: Policy) -> list[str]:
         f"where it has not begun by {iso_time(profile.deadline)}: expired as deadline_passed"
     )
     return told
+
+
+def _watched(profile: Profile, policy: Policy) -> Iterator[str]:
+    watch = policy.classes[profile.task].watch
+    if watch is None or not policy.limits_of(profile.tenant).watch:
+        return
+    yield (
+        f"in {watch.share:.1%} of the cases: run a second time on {watch.reference}, in the"
+        " background, to compare the answers"
+    )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.http.errors import ApiError
+from topics.iso_time import time_told
 
 PREFIX = "x-shunter-"
 BODY_FIELD = "shunter"
@@ -37,8 +38,8 @@ def _number(text: str) -> float:
 
 
 def _deadline(text: str) -> str | float:
-    # A duration keeps its unit; what is only digits is epoch seconds.
-    return text if text[-1:].isalpha() else _number(text)
+    at = time_told(text)
+    return text if at is None else at
 
 
 def _slo(text: str) -> dict[str, float]:

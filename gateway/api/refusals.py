@@ -6,7 +6,7 @@ from gateway.api.translation import Wanted
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from topics import Result, ResultError
-from topics.openai_api.failures import servers_refusal, status_and_code
+from topics.openai_api.failures import TOO_LONG, servers_refusal, status_and_code
 
 # What is wrong with the request: its place in the body, by the code.
 _AT_FAULT = {
@@ -29,7 +29,7 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
         return _servers_own(refusal.status_code, refusal.body, error)
     status, code = status_and_code(result)
     if code == "context_length_exceeded":
-        return _too_long(error, wanted, fleet)
+        return _too_long(error, wanted, fleet, is_declared=result.status == "rejected")
     message, details, wait_s = error.message, error.details, None
     headers: dict[str, str] = {}
     if code == "model_not_found":
@@ -58,13 +58,24 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     )
 
 
-def _too_long(error: ResultError, wanted: Wanted, fleet: FleetState) -> ApiError:
-    limit = max((o.context_tokens for o in fleet.options_of(wanted.fields["model"])), default=None)
+def _too_long(
+    error: ResultError, wanted: Wanted, fleet: FleetState, *, is_declared: bool
+) -> ApiError:
+    """Return the error; a server that refused it knows a limit of its own, not the declared one."""
+    reasons = error.details or {} if is_declared else {}
+    limit = max(
+        (
+            option.context_tokens
+            for option in fleet.options_of(wanted.fields["model"])
+            if reasons.get(option.pool) in TOO_LONG
+        ),
+        default=None,
+    )
     told = "" if limit is None else f"This model's maximum context length is {limit} tokens. "
     return ApiError(
         400,
         "context_length_exceeded",
-        f"{told}The request is too long for each pool that serves it: {error.message}",
+        f"{told}The request is too long for each pool that may serve it: {error.message}",
         param="messages" if wanted.operation == "chat" else None,
         details=error.details,
     )

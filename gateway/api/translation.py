@@ -13,6 +13,7 @@ from gateway.api.fields import BODY_FIELD, wishes
 from gateway.api.responses_input import CHAT, RESPONSES, chat_body
 from gateway.http.errors import ApiError
 from topics import InferenceRequest, duration_s, encode
+from topics.iso_time import time_told
 from topics.records.request import conversation_of
 from topics.wire.codec import describe
 
@@ -171,13 +172,14 @@ def _deadline_into(fields: dict[str, Any], deadline: Any, now: float) -> float |
     """Add the deadline to a request's fields, and return it in epoch seconds."""
     if deadline is None:
         return None
-    if isinstance(deadline, str):
+    at = time_told(deadline) if isinstance(deadline, str) else deadline
+    if at is None:
         fields["completion_window"] = deadline
         _check(fields)
         return now + duration_s(deadline)
-    fields["deadline"] = deadline
+    fields["deadline"] = at
     _check(fields)
-    return float(deadline)
+    return float(at)
 
 
 def _check(fields: dict[str, Any]) -> None:

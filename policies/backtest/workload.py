@@ -164,6 +164,21 @@ def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> li
     return [_profile(arrival, fleet, policy, options) for arrival in arrivals]
 
 
+def taggable(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> list[Arrival]:
+    """Return the requests that a policy doesn't reject before it decides, renumbered.
+
+    What it rejects is of no class that it has, or outside of what tenant and class are bound to.
+    """
+    options, kept = compile_options(fleet), list[Arrival]()
+    for arrival in arrivals:
+        try:
+            _profile(arrival, fleet, policy, options)
+        except TraceError:
+            continue
+        kept.append(replace(arrival, row=len(kept)))
+    return kept
+
+
 def tagger(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> Tagger:
     """Return a function that tags these requests when they arrive.
 

@@ -136,8 +136,8 @@ class Device(ExtendedDeclaration):
 
     @property
     def is_assumed(self) -> bool:
-        """True if latencies on it rest on what nobody measured there, or on guessed figures."""
-        return self.status == "assumed" or (self.serving is not None and not self.measured)
+        """True if latencies on it rest on what nobody measured there."""
+        return not self.measured
 
     @property
     def error(self) -> float:

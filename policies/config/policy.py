@@ -193,7 +193,7 @@ class Policy(Versioned, ExtendedDeclaration):
                 name,
                 f"not a data class of the policy; {did_you_mean(name, self.data_classes)}",
             )
-            for path, bound in self._bounds()
+            for path, bound in self.bounds()
             for index, name in enumerate(bound.data_classes or ())
             if name not in self.data_classes
         ]
@@ -201,7 +201,8 @@ class Policy(Versioned, ExtendedDeclaration):
             raise cross_field_error("Policy", found)
         return self
 
-    def _bounds(self) -> list[tuple[tuple[str, ...], Bound]]:
+    def bounds(self) -> list[tuple[tuple[str, ...], Bound]]:
+        """Return each bound with its place; most bind nothing."""
         return [
             (("default_tenant",), self.default_tenant.bound),
             *((("tenants", name), each.bound) for name, each in self.tenants.items()),
@@ -217,7 +218,7 @@ class Policy(Versioned, ExtendedDeclaration):
     @cached_property
     def binds(self) -> bool:
         """Return whether anything is bound; nearly all decisions ask, and few policies bind."""
-        return any(bound != NOT_BOUND for _, bound in self._bounds())
+        return any(bound != NOT_BOUND for _, bound in self.bounds())
 
     def rules_for(self, tenant: str, key: str | None, task: str) -> list[Rule]:
         """Return all that a request of a tenant, a key (or None) and a class is bound by."""

@@ -81,7 +81,7 @@ class Serving(Declaration):
     all_reduce_us: Micros
     link_share: Annotated[float, Field(strict=True, gt=0, le=2)]
     first_token_ms: Annotated[float, Field(strict=True, ge=0, le=1e5)]
-    error: Share
-    error_datasheet: Share
-    error_assumed: Share
+    error: Share = 0.35
+    error_datasheet: Share = 0.45
+    error_assumed: Share = 0.6
     source: str = ""

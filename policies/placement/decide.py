@@ -22,7 +22,12 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import PASSING, explain, model_refusals
+from policies.scoring.constraints import (
+    PASSING,
+    explain,
+    furthest,
+    model_refusals,
+)
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -355,9 +360,9 @@ def _why(
 def codes_by_pool(options: Options, refused: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the reason code of each pool; one without any lacks the model.
 
-    Of a pool's variants one counts that is refused for the time being, else the last.
+    Of a pool's variants one counts that is refused for the time being, else one that came furthest.
     """
-    found = list(refused)
+    found = sorted(refused, key=lambda each: furthest(each[1]))
     passing = [(pool, code) for pool, code in found if code in PASSING]
     return dict.fromkeys(options.by_pool, "model_not_served") | dict(found) | dict(passing)
 

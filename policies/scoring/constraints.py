@@ -1,7 +1,7 @@
 """Hard constraints, which hold on every path and fail closed."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from policies.config.options import ModelOptions, Option
 from topics import Profile
@@ -29,12 +29,15 @@ Refusal = Literal[
     "worker_misfit",
     "drifted",
 ]
-"""Stable reason codes. The last five can pass with time; the others can't."""
+"""Stable reason codes, about in the order in which an option meets them. The last five can pass
+with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
 PASSING = ("pool_unavailable", "circuit_open", "power_limit", "worker_misfit", "drifted")
 """Those that pass with time, the one that is told of several first."""
+
+_ORDER: dict[str, int] = {code: place for place, code in enumerate(get_args(Refusal))}
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -165,6 +168,11 @@ def model_refusals(
     if found is None:
         found = model.known_refusals[key] = tuple(refusals(profile, model.options, floor))
     return found
+
+
+def furthest(code: str) -> int:
+    """Return how many reasons an option had passed that is refused by this one."""
+    return _ORDER.get(code, len(_ORDER))
 
 
 def _explained(code: str) -> str:

@@ -13,6 +13,7 @@ from shunter.client.kafka import tail
 from shunter.client.submit import ACKNOWLEDGED_S_MAX, POLL_S, producer_of
 from shunter.console import UserError
 from topics import Catalogue, InferenceRequest, QuoteAnswer, QuoteOffer, Settings, decode, encode
+from topics.iso_time import time_told
 from topics.records.money import NANO
 from topics.records.quote import MEMBERS_MAX
 
@@ -134,20 +135,21 @@ async def bound_lines(
     Args:
         settings: of Kafka.
         requests: as they were checked.
-        by: a window such as ``6h``, or epoch seconds; that of a request, where it has its own.
+        by: a window such as ``6h``, or a time in ISO 8601 or epoch seconds; that of a request,
+            where it has its own.
         tier: a service tier; None is that of the class.
         most: US dollars that it may cost.
 
     Raises:
         UserError: a request wants its answer by another time, there is no offer, or it costs more.
     """
-    is_window = by[-1:].isalpha()
+    at = time_told(by)
     for each in requests:
         own = each.completion_window or each.deadline
-        if own is not None and own != (by if is_window else float(by)):
+        if own is not None and own != (by if at is None else at):
             raise UserError(f"{each.id} has a deadline of its own, {own}: a quote has one for all")
     tiers = [] if tier is None else [tier]
-    wish = Wish([by] if is_window else [], [] if is_window else [float(by)], tiers)
+    wish = Wish([by], [], tiers) if at is None else Wish([], [at], tiers)
     asked = dict(questions(requests, wish, f"quote-{token_hex(6)}"))
     offer = min(menu_of(await ask(settings, asked)), key=lambda line: (line.nano_usd, -line.chance))
     if offer.cost_usd > most:

@@ -41,7 +41,10 @@ InOrder = Annotated[
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Of lines without one.")]
 Deadline = Annotated[
     str | None,
-    typer.Option("--deadline", help="Of lines without one: 90s, 24h, or epoch seconds."),
+    typer.Option(
+        "--deadline",
+        help="Of lines without one: 90s, 24h, or a time in ISO 8601, UTC if it says none.",
+    ),
 ]
 Tier = Annotated[str | None, typer.Option("--tier", help="Service tier of lines without one.")]
 QuoteMost = Annotated[

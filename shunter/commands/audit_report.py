@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -36,6 +35,7 @@ from shunter.console import (
 )
 from shunter.logs.reading import Kind, TrailRow
 from topics import BadRecordError, Catalogue, Evidence, decode
+from topics.iso_time import epoch_of
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
 TEXT_KINDS: tuple[TextKind, ...] = ("results", "salts")
@@ -202,10 +202,9 @@ def time_of(text: str | None, default: float) -> float:
     if text is None:
         return default
     try:
-        at = datetime.fromisoformat(text)
+        return epoch_of(text)
     except ValueError as error:
         raise UserError(f"{text!r} is no date or time of ISO 8601, such as 2026-11-24") from error
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _as_json(found: AuditReport) -> str:

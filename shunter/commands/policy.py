@@ -42,8 +42,9 @@ from shunter.console import (
 )
 from shunter.logs.heartbeats import read_heartbeats
 from shunter.logs.policies import declarations_in_force
+from shunter.logs.quality import read_known
 from shunter.render.story import story
-from shunter.what_if import WhatIf, fallbacks, limits, situation_of
+from shunter.what_if import Pools, WhatIf, fallbacks, limits, situation_of
 from streams.config.declarations import Declarations, load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
 from streams.router.keys import check_key
@@ -53,6 +54,7 @@ from topics import (
     InferenceRequest,
     Placement,
     Profile,
+    Settings,
     Source,
     parse_request,
 )
@@ -81,8 +83,8 @@ def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = 
     """Validate the fleet and the policy; each problem names file, field and value.
 
     Warnings tell of what is valid and can't work: a model that no pool serves, a class that no pool
-    serves within its SLO or deadline, data that may stay nowhere, a region without a second pool
-    for a model.
+    serves within its SLO or deadline, data that may stay nowhere, bounds that leave no pool, a
+    region without a second pool for a model.
 
     Example: shunter policy check --fleet fleet.yaml --policy policy.yaml
     """
@@ -149,16 +151,16 @@ def explain(
         declared = run(declarations_in_force(settings, declared))
     checked_policy = declared.policy
     options, now = compile_options(declared.fleet), time.time()
-    reports = run(read_heartbeats(settings, now)) if live else idle_reports(options, now)
+    pools = run(_pools(settings, now)) if live else Pools(idle_reports(options, now), {})
     gone = _known_pools(options, without or [])
-    here = situation_of(options, checked_policy, reports, gone)
+    here = situation_of(options, checked_policy, pools, gone)
     parsed = _parsed(request, settings.request_bytes_max)
     try:
         tagged = _tagged(parsed, declared, key, now)
     except UnservableError as error:
         _tell_refusal(_refusal(parsed, error, here, named(request), now), as_json=as_json)
         return
-    first, *others = fallbacks(tagged.profile, options, checked_policy, reports, gone, now)
+    first, *others = fallbacks(tagged.profile, options, checked_policy, pools, gone, now)
     decision = first.decision
     evidence = _evidence(tagged, decision, here, named(request), now)
     if as_json:
@@ -176,6 +178,10 @@ def explain(
     if assumed := _assumed(options):
         told = ", ".join(assumed)
         wide_out().print(f"assumed, since no servers on such devices were measured: {told}")
+
+
+async def _pools(settings: Settings, now: float) -> Pools:
+    return Pools(await read_heartbeats(settings, now), (await read_known(settings)).drifted())
 
 
 def _as_json(decision: Decision, evidence: Evidence, tagged: Tagged) -> dict[str, Any]:

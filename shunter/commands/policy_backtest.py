@@ -11,7 +11,7 @@ from policies import Fleet, Policy
 from policies.backtest.fault_model import Reality, parse_reality
 from policies.backtest.replay import ReplayRun
 from policies.backtest.scores import calibration_of
-from policies.backtest.workload import Arrival, compress, repeat
+from policies.backtest.workload import Arrival, compress, repeat, taggable
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.differences import COLUMNS, differences, rows
 from shunter.backtest.draws import draws, summary
@@ -160,14 +160,13 @@ def backtest(
     Example: shunter policy backtest --trace trace.csv.gz --rate 10 --fleet-scale 10
     """
     settings = settings_from(
-        fleet=fleet,
-        policy=policy,
-        bootstrap_servers=bootstrap_servers,
-        topic_prefix=topic_prefix,
+        fleet=fleet, policy=policy, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix
     )
     declared, live = _from(load_fleet(settings.fleet), starts_at), load_policy(settings.policy)
     _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
+    second = load_policy(compare) if compare else None
+    arrivals = _within(arrivals, declared, second)
     arrivals = compress(_repeated(arrivals, times), rate)
     scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
     setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
@@ -175,7 +174,6 @@ def backtest(
     if quotes is not None:
         _quoted(setting, quotes, quote_errors, as_json=as_json)
         return
-    second = load_policy(compare) if compare else None
     scored, own = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = bound_or_reason(setting) if bound else (None, None)
     _write(setting, own, assignments, differing)
@@ -294,6 +292,22 @@ def _of_topic(
         highlight=False,
     )
     return found.arrivals
+
+
+def _within(arrivals: list[Arrival], fleet: Fleet, compared: Policy | None) -> list[Arrival]:
+    """Return the requests that the compared policy decides on, too, and say how many others are."""
+    if compared is None:
+        return arrivals
+    kept = taggable(arrivals, fleet, compared)
+    if not kept:
+        raise UserError("--compare rejects each request before it decides: by class or bound")
+    if outside := len(arrivals) - len(kept):
+        err.print(
+            f"{outside} left out of both: --compare rejects them before it decides, by class or"
+            " bound",
+            highlight=False,
+        )
+    return kept
 
 
 def _repeated(arrivals: list[Arrival], times: int) -> list[Arrival]:

@@ -1,7 +1,6 @@
 """`shunter quality`: whether variants answer as their references do."""
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -9,14 +8,11 @@ import typer
 from rich.table import Table
 
 from policies.quality.sampling import DAY_S
-from policies.quality.verdict_state import KnownQuality
-from shunter.client.kafka import note
 from shunter.command_tree import CommandTree
 from shunter.console import AsJson, Bootstrap, Prefix, settings_from, wide_out
-from shunter.logs.reading import place_of, read_all
-from streams.kafka.log import KafkaLog
-from topics import BadRecordError, Catalogue, QualityEntry, Settings, VariantQuality, decode
-from topics.admin.provisioning import partition_counts
+from shunter.logs.quality import read_known
+from topics import VariantQuality
+from topics.iso_time import iso_time
 
 quality = CommandTree(
     add_completion=False, name="quality", help="Whether variants answer as their references do."
@@ -66,24 +62,6 @@ def report(
     wide_out().print(table, costs)
 
 
-async def read_known(settings: Settings) -> KnownQuality:
-    """Return what the topic says; a record that is unreadable here is reported and left out.
-
-    Raises:
-        AdminError: Kafka can't be reached, or the topic is missing.
-    """
-    topic, known = Catalogue(settings).quality, KnownQuality()
-    await partition_counts(settings, [topic])
-    async for record in read_all(KafkaLog(settings), topic, 1):
-        if record.value is None:
-            continue
-        try:
-            known.take(decode(QualityEntry, record.value))
-        except BadRecordError as error:
-            note(f"{place_of(record)} is left out: {error.message}")
-    return known
-
-
 def _figures(state: VariantQuality) -> dict[str, Any]:
     return {
         "pool": state.pool,
@@ -91,8 +69,8 @@ def _figures(state: VariantQuality) -> dict[str, Any]:
         "reference": state.reference,
         "reference_pool": state.reference_pool,
         "verdict": state.verdict,
-        "since": _time(state.since),
-        "at": _time(state.at),
+        "since": iso_time(state.since),
+        "at": iso_time(state.at),
         "samples": state.samples,
         "uncompared": state.uncompared,
         "within": state.within,
@@ -120,9 +98,5 @@ def _reference(figures: dict[str, Any]) -> str:
     return str(figures["reference"]) if pool is None else f"{pool}/{figures['reference']}"
 
 
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
 def _date(at: float) -> str:
-    return _time(at)[:10]
+    return iso_time(at)[:10]

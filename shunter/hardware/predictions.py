@@ -222,6 +222,6 @@ def _share(text: str) -> float:
         share = float(text)
     except ValueError:
         share = math.nan
-    if not 0 < share <= 1:
-        raise RowError(f"length_low: {text[:SHOWN_MAX]!r}: give a share above 0, at most 1")
+    if not 0 <= share <= 1:
+        raise RowError(f"length_low: {text[:SHOWN_MAX]!r}: give a share from 0 to 1")
     return share

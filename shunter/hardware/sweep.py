@@ -26,6 +26,20 @@ REQUESTS_MIN, REQUESTS_PER_CLIENT = 4, 2
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 REFUSAL_BYTES_MAX = 64 * 1024
 SEED = 20
+# Of vLLM, SGLang and llama.cpp: replies as long as asked for.
+_WHOLE_REPLIES = {"ignore_eos": True}
+# How a completion is asked for, best first: a server may have chat alone, or know no such field.
+_FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("completions", _WHOLE_REPLIES),
+    ("chat/completions", _WHOLE_REPLIES),
+    ("completions", {}),
+    ("chat/completions", {}),
+)
+_NO_SUCH_FORM = frozenset({400, 404, 405, 422, 501})
+
+
+class _RefusedError(UserError):
+    """The server refuses a form of completions, and may take another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +156,21 @@ class _Client:
         self._declared = declared
         self._drawn = random.Random(SEED)  # noqa: S311 - words of a prompt
         self._tokens_per_word = 1.0
+        self._path, self._more = _FORMS[0]
 
     async def warm_up(self) -> None:
-        """Find how many tokens a word is, and let the server load what it loads at first."""
-        got = await self._tried(SAMPLE_WORDS, 2)
+        """Find the form that the server takes and the tokens of a word; let it load its model."""
+        *others, last = _FORMS
+        for form in others:
+            self._path, self._more = form
+            try:
+                got = await self._tried(SAMPLE_WORDS, 2)
+            except _RefusedError:
+                continue
+            break
+        else:
+            self._path, self._more = last
+            got = await self._tried(SAMPLE_WORDS, 2)
         self._tokens_per_word = got.lengths[0] / SAMPLE_WORDS
 
     async def complete(self, input_tokens: int, output_tokens: int) -> _Got:
@@ -161,25 +186,31 @@ class _Client:
 
     async def _tried(self, input_tokens: int, output_tokens: int) -> _Got:
         words = max(1, round(input_tokens / self._tokens_per_word))
+        prompt = " ".join(self._drawn.choice(WORDS) for _ in range(words))
+        is_chat = self._path != "completions"
+        asks = (
+            {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+        )
         body = {
             "model": self._served,
-            "prompt": " ".join(self._drawn.choice(WORDS) for _ in range(words)),
+            **asks,
+            **self._more,
             "max_tokens": output_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Of vLLM, SGLang and llama.cpp: replies as long as asked for.
-            "ignore_eos": True,
         }
         sent_at = time.perf_counter()
         first_at = last_at = None
         pieces, usage = 0, None
         async with asyncio.timeout(self._declared.first_token_s_max):
-            async with self._server.post("completions", body) as response:
+            async with self._server.post(self._path, body) as response:
                 if response.status != HTTPStatus.OK:
-                    raise UserError(await self._why_not(response))
+                    is_form = response.status in _NO_SUCH_FORM
+                    told = await self._why_not(response)
+                    raise _RefusedError(told) if is_form else UserError(told)
                 async for chunk in _chunks(response):
-                    if chunk.get("choices") and chunk["choices"][0].get("text"):
+                    if _text_of(chunk):
                         last_at = time.perf_counter()
                         first_at = first_at or last_at
                         pieces += 1
@@ -187,10 +218,10 @@ class _Client:
         if first_at is None or last_at is None:
             raise UserError(f"{self._declared.base_url}: the answer has no token")
         counted = usage if isinstance(usage, dict) else {}
-        prompt = int(counted.get("prompt_tokens") or words)
+        read = int(counted.get("prompt_tokens") or words)
         reply = int(counted.get("completion_tokens") or pieces)
         tpot_s = (last_at - first_at) / (reply - 1) if reply > 1 else None
-        return _Got((prompt, reply), first_at - sent_at, tpot_s)
+        return _Got((read, reply), first_at - sent_at, tpot_s)
 
     async def _why_not(self, response: aiohttp.ClientResponse) -> str:
         told = (await read_body(response, REFUSAL_BYTES_MAX)).decode(errors="replace").strip()
@@ -198,6 +229,14 @@ class _Client:
         if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
             advice = "; begin again once it has loaded its model"
         return f"{self._declared.base_url}: answers {response.status}: {told[:200]}{advice}"
+
+
+def _text_of(chunk: dict[str, Any]) -> Any:
+    """Return what a piece of a stream adds to a completion or a chat, thoughts included."""
+    for choice in chunk.get("choices") or ():
+        delta = choice.get("delta") or {}
+        return choice.get("text") or delta.get("content") or delta.get("reasoning_content")
+    return None
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from policies import Fleet, Policy, compile_options
 from policies.backtest.fault_model import Reality
-from policies.backtest.workload import Arrival
+from policies.backtest.workload import Arrival, taggable
 from policies.config.bounds import Bound
 from shunter.backtest.suite import PlannedRun, Setting, plans, shunter
 from shunter.savings.traffic import EvidenceTraffic
@@ -78,14 +78,16 @@ QUESTIONS = (
 
 
 def known(arrivals: Sequence[Arrival], fleet: Fleet, policy: Policy) -> list[Arrival]:
-    """Return the requests whose class and model are still declared, renumbered."""
-    kept = [a for a in arrivals if a.task in policy.classes and a.model in fleet.models]
-    return [replace(arrival, row=row) for row, arrival in enumerate(kept)]
+    """Return the requests of a declared model that are within the policy, renumbered."""
+    return taggable((a for a in arrivals if a.model in fleet.models), fleet, policy)
 
 
 def setting_of(traffic: EvidenceTraffic, fleet: Fleet, policy: Policy) -> Setting:
     """Return the traffic as it is to be replayed, at the fleet's prices of its days."""
-    arrivals = known(traffic.arrivals(), fleet, policy)
+    told = traffic.arrivals()
+    arrivals = known(told, fleet, policy)
+    if outside := len(told) - len(arrivals):
+        traffic.left_out["of a class, a model or a bound that is another by now"] += outside
     return Setting(arrivals, fleet.seen_from(traffic.first_at), policy, Reality())
 
 

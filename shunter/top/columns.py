@@ -95,6 +95,8 @@ def _device(pool: PoolView) -> str:
 def _busy(pool: PoolView) -> str | Text:
     if pool.state == "none":
         return Text("no worker", "red")
+    if pool.state == "misfit":
+        return Text("misfit", "bold red")
     if pool.state == "draining":
         return Text("draining", "yellow")
     if pool.busy is None:

@@ -5,6 +5,7 @@ from json import JSONDecoder
 from typing import Any
 
 from policies import Option
+from policies.fleet_state.misfits import misfit
 from policies.fleet_state.pool_stats import Told, pooled_speed
 from streams.live.counters import ClassTally, GroupTally, LiveCounters, PoolTally
 from streams.live.holds import WaitingGroup
@@ -94,7 +95,7 @@ def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> 
             kind=declared[name][0].kind if name in declared else None,
             assumed=name in declared and declared[name][0].is_assumed,
             region=known.region if known else None,
-            state=_state(reports),
+            state=_state(reports, declared.get(name, ())),
             workers=len(reports),
             slots=slots,
             running=running,
@@ -130,10 +131,14 @@ def _busy(
     return usd / (options[0].usd_per_s * options[0].time_scale * replicas * seconds)
 
 
-def _state(reports: list[PoolStatus]) -> str:
+def _state(reports: list[PoolStatus], declared: Sequence[Option]) -> str:
     if not reports:
         return "none"
-    return "up" if any(report.state == "up" for report in reports) else "draining"
+    taking = [report for report in reports if report.state == "up"]
+    # Versions differ while a change spreads, and from a fleet file that is no longer in force.
+    if declared and any(misfit(report, declared, "") for report in taking):
+        return "misfit"
+    return "up" if taking else "draining"
 
 
 def _speed(reports: list[PoolStatus]) -> dict[str, float]:

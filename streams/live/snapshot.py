@@ -49,7 +49,9 @@ class Money:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """A pool. ``state`` is `up`, `draining`, or `none` if no worker reports.
+    """A pool. ``state`` is `up`, `draining`, `misfit`, or `none` if no worker reports.
+
+    A misfit's worker has another device, region or precision than is declared, and gets nothing.
 
     ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
     full. ``busy`` is the device time of the work completed in the window over that of all replicas,

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from running_system import System, eventually
 
-from shunter.commands.quality import read_known
+from shunter.logs.quality import read_known
 from topics import Comparison, encode
 
 pytestmark = pytest.mark.kafka

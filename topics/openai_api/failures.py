@@ -31,7 +31,28 @@ _REJECTED = {
     "budget": (HTTPStatus.TOO_MANY_REQUESTS, "insufficient_quota"),
 }
 _REFUSED = frozenset({"request_refused", "content_refused"})
-_ELSEWHERE = frozenset({"model_not_served", "operation_not_served"})
+# A shorter request would be served where one of these is the only reason against a pool.
+TOO_LONG = frozenset({"context_too_long", "memory"})
+# What keeps a request from a pool however short it is; no server has failed on it there.
+RULED_OUT = frozenset(
+    {
+        "model_not_served",
+        "operation_not_served",
+        "region",
+        "precision",
+        "quality",
+        "pool_not_allowed",
+        "pool_excluded",
+        "label",
+        "variant",
+        "max_cost",
+        "max_gco2",
+        "energy_unknown",
+        "lane",
+        "never",
+    }
+)
+_BY_AN_EXTENSION = "extension:"
 _UNHANDLED = ResultError("unhandled", "the request has neither answer nor reason")
 
 
@@ -71,15 +92,19 @@ def status_and_code(result: Result) -> tuple[int, str]:
     if error.code == "unhandled":
         return HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"
     reasons = set((error.details or {}).values())
-    if error.code in {"no_pool", "context_too_long"} and reasons - _ELSEWHERE == {
-        "context_too_long"
-    }:
+    if error.code in {"no_pool", "context_too_long"} and _is_too_long(reasons):
         return HTTPStatus.BAD_REQUEST, "context_length_exceeded"
     if result.status == "failed":
         return HTTPStatus.BAD_GATEWAY, "upstream_failed"
     if error.code == "no_pool" and reasons == {"model_not_served"}:
         return HTTPStatus.NOT_FOUND, "model_not_found"
     return _REJECTED.get(error.code, (HTTPStatus.UNPROCESSABLE_ENTITY, error.code))
+
+
+def _is_too_long(reasons: set[str]) -> bool:
+    """Return True if a request is too long for each pool that may serve it, and there is one."""
+    others = {each for each in reasons - TOO_LONG if not each.startswith(_BY_AN_EXTENSION)}
+    return not reasons.isdisjoint(TOO_LONG) and others <= RULED_OUT
 
 
 def error_body(

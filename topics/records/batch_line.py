@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from topics.iso_time import time_told
 from topics.wire.errors import BadRecordError
 
 ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
@@ -100,9 +101,8 @@ def wishes_of(told: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in _CONSTRAINTS:
             _merge(found, {"constraints": {name: _constraint(name, value)}})
         elif name == "deadline" and isinstance(value, str):
-            is_epoch = _NUMBER.fullmatch(value) is not None
-            wish = {"deadline": float(value)} if is_epoch else {"completion_window": value}
-            _merge(found, wish)
+            at = time_told(value)
+            _merge(found, {"completion_window": value} if at is None else {"deadline": at})
         elif name == "constraints" and isinstance(value, dict):
             _merge(found, {name: {n: _constraint(n, v) for n, v in value.items()}})
         else:

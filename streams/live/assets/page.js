@@ -96,8 +96,8 @@ function link(id) {
 }
 
 function state(pool) {
-  const words = { up: "up", draining: "draining", none: "no worker" };
-  const className = { up: "good", draining: "warn", none: "bad" }[pool.state];
+  const words = { up: "up", draining: "draining", none: "no worker", misfit: "misfit" };
+  const className = { up: "good", draining: "warn", none: "bad", misfit: "bad" }[pool.state];
   const many = pool.workers > 1 ? ` ×${pool.workers}` : "";
   return [make("span", (words[pool.state] ?? pool.state) + many, className)];
 }

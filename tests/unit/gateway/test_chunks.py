@@ -1,5 +1,6 @@
 """Chunks in the form of OpenAI's, and answers that fail told apart."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -68,6 +69,16 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
     return Result("req_1", status, Timing(NOW), response=response, error=error)
 
 
+def test_a_limit_is_told_where_the_declared_one_was_exceeded() -> None:
+    fleet = FleetState(Settings(), SystemClock())
+    asked = replace(ASKED, fields=ASKED.fields | {"model": "llama-3.1-8b"})
+    reasons = {"premium-us": "context_too_long", "silicon-us": "region"}
+    told = refusal_of(result("rejected", "no_pool", reasons), asked, fleet)
+    assert "maximum context length is 131072 tokens" in told.message
+    by_a_server = refusal_of(result("failed", "no_pool", reasons), asked, fleet)
+    assert "131072" not in by_a_server.message
+
+
 @pytest.mark.parametrize(
     ("found", "status", "code"),
     [
@@ -81,7 +92,11 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
             400,
             "context_length_exceeded",
         ),
-        (result("rejected", "no_pool", {"a": "context_too_long", "b": "region"}), 422, "no_pool"),
+        (
+            result("failed", "no_pool", {"a": "context_too_long", "b": "region"}),
+            400,
+            "context_length_exceeded",
+        ),
         (result("failed", "context_too_long", {"a": "timeout"}), 502, "upstream_failed"),
         (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
         (result("rejected", "budget"), 429, "insufficient_quota"),

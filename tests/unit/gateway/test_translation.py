@@ -34,6 +34,13 @@ def test_the_value_is_a_request_and_the_body_is_the_servers() -> None:
     assert (request.completion_window, asked.deadline) == ("30s", NOW + 30)
 
 
+@pytest.mark.parametrize("told", ["2033-05-18T03:33:20Z", "2033-05-18T05:33:20+02:00"])
+def test_a_deadline_may_be_a_time(told: str) -> None:
+    by_header = wanted(CHAT, BODY, {"X-Shunter-Deadline": told}, "acme", NOW)
+    in_body = wanted(CHAT, BODY | {"shunter": {"deadline": told}}, {}, "acme", NOW)
+    assert by_header.deadline == in_body.deadline == by_header.fields["deadline"] == 2e9
+
+
 def test_headers_say_what_the_body_may() -> None:
     headers = {
         "X-Shunter-Regions": "eu-west, us-east",

@@ -209,6 +209,15 @@ def test_a_pool_is_told_by_its_variant_that_time_may_help() -> None:
     assert codes_by_pool(options, refused) == {first: "circuit_open", second: "region", **rest}
 
 
+def test_a_pool_is_told_by_its_variant_that_came_furthest() -> None:
+    options = a_situation().options
+    pool, *others = options.by_pool
+    rest = dict.fromkeys(others, "model_not_served")
+    for codes in (("context_too_long", "quality"), ("quality", "context_too_long")):
+        refused = [(pool, code) for code in codes]
+        assert codes_by_pool(options, refused) == {pool: "context_too_long", **rest}
+
+
 @pytest.mark.parametrize("state", ["draining", "down"])
 def test_a_worker_that_does_not_take_work_is_no_worker(state: Any) -> None:
     where = a_situation("silicon")

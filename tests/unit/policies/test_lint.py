@@ -1,6 +1,7 @@
 """`shunter policy check` warns of what is valid and can't work."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -160,3 +161,98 @@ def test_pools_that_are_never_used_are_no_fallback_and_serve_nothing() -> None:
         "model gpt-oss-120b: the policy never uses the pools that serve it (lpddr-us, premium-eu,"
         " premium-us, silicon-us); each request for it is rejected"
     ) in found
+
+
+def bound(**declared: str) -> list[str]:
+    """Return what is told of bounds, given as lines of the policy by where they stand."""
+    text = packaged("policy.yaml").replace("tenants: {}", "")
+    for place, lines in declared.items():
+        text += f"\n{place}:\n  {lines}\n"
+    found = warnings(policy=parse_policy(text, "policy.yaml"))
+    return [each for each in found if "bound" in each]
+
+
+def test_a_bound_that_names_what_the_fleet_has_not() -> None:
+    told = "a: {bound: {regions: [eu-wset, eu-west], pools: [premium-eu, other]}}"
+    assert bound(tenants=told) == [
+        "tenants.a: its bound names pools that the fleet has not: other",
+        "tenants.a: its bound names regions that the fleet has not: eu-wset",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_homeless"),
+    [
+        ("regions: [eu-west], pools: [premium-us]", True),
+        ("precisions: [fp32]", True),
+        ("data_classes: [regulated], regions: [us-east]", True),
+        ("data_classes: [regulated, public], regions: [us-east]", False),
+        ("regions: [eu-west], precisions: [mxfp4]", False),
+    ],
+)
+def test_a_bound_that_leaves_no_pool(limits: str, is_homeless: bool) -> None:
+    told = "no pool is within its bound; each such request is rejected"
+    assert bound(tenants=f"a: {{bound: {{{limits}}}}}") == [f"tenants.a: {told}"] * is_homeless
+
+
+def test_bounds_that_leave_no_pool_together() -> None:
+    found = bound(
+        tenants="a: {bound: {regions: [eu-west]}}\n  b: {bound: {regions: [us-east]}}",
+        keys="k: {tenant: a, bound: {pools: [premium-us]}}",
+    )
+    told = "no pool is within its bound and that of keys.k; each such request is rejected"
+    assert found == [f"tenants.a: {told}"]
+
+
+def test_many_tenants_outside_the_bound_of_a_class_are_one_warning() -> None:
+    tenants = "\n  ".join(f"t{i}: {{bound: {{regions: [eu-west]}}}}" for i in range(8))
+    text = packaged("policy.yaml").replace("tenants: {}", f"tenants:\n  {tenants}")
+    text = text.replace("  chat:\n", "  chat:\n    bound: {regions: [us-east]}\n", 1)
+    found = [e for e in warnings(policy=parse_policy(text, "policy.yaml")) if "bound" in e]
+    names = ", ".join(f"tenants.t{i}" for i in range(5))
+    told = f"classes.chat: no pool is within its bound and that of {names} and 3 others;"
+    assert found == [f"{told} each such request is rejected"]
+
+
+def test_a_class_that_no_variant_is_good_enough_for() -> None:
+    silicon = without(*(name for name in FLEET.pools if name != "lpddr-us"))
+    found = [each for each in warnings(silicon) if each.startswith("class chat: no pool serves")]
+    assert found
+    assert all(each.endswith("and a quality of 0.99") for each in found)
+
+
+H100 = """\
+pools:
+  one: {device: h100, count: 2, region: eu-west, serves: [%(serves)s], %(pool)s}
+  two: {device: h100, count: 1, region: eu-west, serves: [%(serves)s], site: hall}
+sites: {hall: %(site)s}
+"""
+SERVES = "{model: llama-3.1-8b, variant: llama-3.1-8b-fp8, precision: fp8, max_batch: 8}"
+
+
+@pytest.mark.parametrize(
+    ("pool", "site", "told"),
+    [
+        # One of two busy at 700 + 350 W, the other idle at 105 + 210 W.
+        ("power_kw_max: 1.4", "{}", []),
+        ("power_kw_max: 1.3", "{}", ["one: its power_kw_max is 1.3"]),
+        ("site: hall", "{power_kw_max: 1.7}", []),
+        # Of the second, 1.05 kW beside 0.63 idle.
+        (
+            "site: hall",
+            "{power_kw_max: 1.6}",
+            ["one: the power_kw_max of its site hall is 1.6", "two: the power_kw_max of its site"],
+        ),
+    ],
+)
+def test_a_limit_of_power_that_leaves_room_for_nothing(
+    tmp_path: Path, pool: str, site: str, told: list[str]
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(H100 % {"serves": SERVES, "pool": pool, "site": site})
+    found = [each for each in warnings(load_fleet(file)) if each.endswith("nothing is sent there")]
+    assert len(found) == len(told)
+    for each, expected in zip(found, told, strict=True):
+        name, _, limit = expected.partition(": ")
+        assert each.startswith(f"pool {name}: ")
+        assert limit in each

@@ -53,6 +53,17 @@ def test_a_device_without_constants_has_the_plain_roofline() -> None:
     assert found.kv_bytes_per_token == MODEL.kv_bytes_per_token
 
 
+def test_an_error_that_a_device_does_not_tell_is_the_packaged_one() -> None:
+    told = SERVING.model_dump(exclude={"error", "error_datasheet", "error_assumed"})
+    found, packaged = Serving(**told), load_catalogue().devices["h100"].serving
+    assert packaged is not None
+    assert (found.error, found.error_datasheet, found.error_assumed) == (
+        packaged.error,
+        packaged.error_datasheet,
+        packaged.error_assumed,
+    )
+
+
 def test_constants_add_their_times() -> None:
     alone = roofline_of(SERVED, MODEL, "bf16")
     assert alone.compute_efficiency == pytest.approx(0.6 * 0.8)
@@ -160,12 +171,12 @@ def test_a_device_errs_by_what_is_known_of_it() -> None:
     measured = guessed.model_copy(update={"measured": "a thousand rows"})
     assert (measured.status, measured.error) == ("measured", 0.3)
     devices = (PLAIN, SERVED, guessed, priced, measured)
-    assert [each.is_assumed for each in devices] == [False, True, True, True, False]
+    assert [each.is_assumed for each in devices] == [True, True, True, True, False]
 
 
 def test_an_option_knows_latency_and_error_of_its_device() -> None:
     (plain,) = compile_options(parse_fleet(FLEET % "", "f")).by_pool["p"]
-    assert (plain.latency_s, plain.error, plain.is_assumed) == (0.0, 0.0, False)
+    assert (plain.latency_s, plain.error, plain.is_assumed) == (0.0, 0.0, True)
     fleet = parse_fleet(FLEET % ", serving: usual", "f", PACKAGED)
     (option,) = compile_options(fleet).by_pool["p"]
     assert (option.latency_s, option.error, option.is_assumed) == (0.03, 0.4, True)

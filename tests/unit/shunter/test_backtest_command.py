@@ -147,6 +147,20 @@ def test_two_policies_are_compared_request_by_request(trace: Path, tmp_path: Pat
     assert len(found["listed"]) == found["placed_otherwise"] <= 5
 
 
+def test_what_a_compared_policy_rejects_before_it_decides_is_in_neither_run(
+    trace: Path, tmp_path: Path
+) -> None:
+    other, words = tmp_path / "other.yaml", ("--trace", trace, "--no-baselines", "--no-bound")
+    bound = "tenants: {default: {bound: {regions: [us-east]}}}"
+    text = packaged("policy.yaml").replace("tenants: {}", bound)
+    other.write_text(text.replace("  chat:\n", "  chat:\n    bound: {regions: [eu-west]}\n", 1))
+    all_of_it = json.loads(invoke(*words, "--json").stdout)["requests"]
+    result = invoke(*words, "--compare", other, "--json")
+    chats = sum(",chat," in line for line in ROWS.splitlines())
+    assert json.loads(result.stdout)["requests"] == all_of_it - chats
+    assert f"{chats} left out of both" in result.stderr
+
+
 def test_each_difference_has_a_row(trace: Path, tmp_path: Path) -> None:
     other, path = tmp_path / "other.yaml", tmp_path / "out.csv"
     other.write_text(packaged("policy.yaml").replace("window_s: 45", "window_s: 0"))

@@ -18,8 +18,9 @@ from policies.fleet_state.view import idle_reports
 from policies.scoring.reasons import has_choice, reasons
 from shunter.cli import app
 from streams.config.declarations import load_fleet, load_policy
-from topics import Catalogue, Evidence, Settings, encode
+from topics import Catalogue, Evidence, QualityEntry, Settings, VariantQuality, encode
 from topics.admin.provisioning import apply
+from topics.records.quality import quality_key
 
 REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
 
@@ -242,3 +243,41 @@ async def test_live_goes_by_the_pools_that_report_and_by_what_is_in_force(
     assert reasons_by_pool[late.pool] == "pool_unavailable"
     assert told["policy_version"] == load_policy(policy).version
     assert any("5 attempts in all" in each for each in told["limits"])
+
+
+@pytest.mark.kafka
+async def test_live_knows_what_has_drifted(kafka: str, prefix: str, tmp_path: Path) -> None:
+    settings = Settings(bootstrap_servers=kafka, topic_prefix=prefix)
+    at = ["--bootstrap-servers", kafka, "--topic-prefix", prefix]
+    fleet, catalogue = load_fleet(None), Catalogue(settings)
+    await apply(settings, fleet.pools)
+    async with producing(settings) as producer:
+        for status in idle_reports(compile_options(fleet), time.time()):
+            key = f"{status.pool}/{status.instance}".encode()
+            await producer.send_and_wait(catalogue.pool_status, encode(status), key=key)
+    words = ("--live", "--json", *at)
+    sound = json.loads(await asyncio.to_thread(explained, tmp_path, *words))
+    best = sound["candidates"][0]
+    state = VariantQuality(best["pool"], best["model_variant"], "reference", verdict="drifted")
+    entry = QualityEntry(variant=state)
+    async with producing(settings) as producer:
+        await producer.send_and_wait(catalogue.quality, encode(entry), key=quality_key(entry))
+    told = json.loads(await asyncio.to_thread(explained, tmp_path, *words))
+    refused = {each["pool"]: each["refused"] for each in told["candidates"]}
+    assert refused[best["pool"]] == "drifted"
+    assert told["candidates"][0]["pool"] != best["pool"]
+
+
+def test_the_end_of_a_wait_and_a_second_run_are_told(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    packaged = yaml.safe_load(Path("policies/defaults/policy.yaml").read_bytes())
+    watch = {"reference": "llama-3.1-8b-fp8", "share": 0.02, "compare": "labels"}
+    watch |= {"within": 0.1, "budget_usd_per_day": 1}
+    packaged["classes"]["chat"] |= {"watch": watch, "longest_wait_s": 12}
+    packaged["tenants"] = {"shy": {"watch": False}}
+    policy.write_text(yaml.safe_dump(packaged))
+    text = explained(tmp_path, "--policy", str(policy))
+    assert "is alive for 12 s: rejected as pool_unavailable" in text
+    second = "in 2.0% of the cases: run a second time on llama-3.1-8b-fp8"
+    assert second in text
+    assert second not in explained(tmp_path, "--policy", str(policy), tenant="shy")

@@ -121,6 +121,38 @@ def test_a_server_is_measured_and_its_device_written(tmp_path: Path) -> None:
     assert "held out" in result.output
 
 
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_server_of_chats_alone_is_measured(tmp_path: Path, is_strict: bool) -> None:
+    async def chats(exchange: Exchange) -> None:
+        body = exchange.body
+        if exchange.path.endswith("/v1/completions"):
+            await exchange.json({"error": {"message": "no such URL"}}, 404)
+        elif is_strict and "ignore_eos" in body:
+            await exchange.json({"error": {"message": "unknown parameter ignore_eos"}}, 400)
+        else:
+            assert ("ignore_eos" in body) != is_strict
+            body["prompt"] = body["messages"][0]["content"]
+            await paced(exchange)
+
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    sizes = ["--input-tokens", "10,20,40", "--concurrency", "1,2", "--output-tokens", "2"]
+    file = tmp_path / "device.yaml"
+    with Beside(chats) as url:
+        result = typed(url, *asked, *sizes, "--output", str(file))
+    assert result.exit_code == 0, result.output
+    assert load_catalogue(file).devices["h100"].status == "measured"
+
+
+def test_a_server_that_takes_no_form_is_told_in_its_words(tmp_path: Path) -> None:
+    async def refuses(exchange: Exchange) -> None:
+        await exchange.json({"error": {"message": "no model of that name"}}, 404)
+
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    with Beside(refuses) as url:
+        result = typed(url, *asked, "--output", str(tmp_path / "device.yaml"))
+    assert "no model of that name" in str(result.exception) + result.output
+
+
 def test_connections_that_the_server_has_closed_end_nothing(tmp_path: Path) -> None:
     served: set[asyncio.StreamWriter] = set()
 

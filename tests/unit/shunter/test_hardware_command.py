@@ -147,8 +147,8 @@ def test_odd_values_are_errors_of_their_rows_alone(tmp_path: Path) -> None:
             rows.append(",".join(f'"{value}"' for value in row.values()))
     found = predicted(tmp_path, *rows, header=header)
     assert len(found) == len(rows)
-    # Of optional columns one may be empty, and a share may be tiny.
-    assert sum("error" not in each for each in found) == 4 + 1
+    # Of optional columns one may be empty, and a share may be tiny or none.
+    assert sum("error" not in each for each in found) == 4 + 2
     assert all(len(each.get("error", "")) < 600 for each in found)
 
 
@@ -211,6 +211,14 @@ def test_tables_mark_what_is_assumed(tmp_path: Path) -> None:
     listed = typed("list").stdout
     assert "crescent-island" in listed
     assert "gpt-oss-120b" in listed
+
+
+def test_lengths_may_begin_at_nothing(tmp_path: Path) -> None:
+    header = f"{HEADER},requests,length_low"
+    rows = [f"h100,llama-3.1-8b,fp8,1,2,2,4,1000,{low}" for low in ("0", "0.5")]
+    none, half = predicted(tmp_path, *rows, header=header)
+    # Of two tokens at most, and at least one, both draw the same.
+    assert none == half
 
 
 @pytest.mark.parametrize("low", ["1", "0.8"])

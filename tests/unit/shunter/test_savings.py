@@ -11,11 +11,11 @@ import orjson
 import pytest
 from stream_cases import MODEL, START, Yard, request
 
-from policies import tag
+from policies import Policy, compile_options, tag
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
 from policies.config.series import Series
-from shunter.backtest.suite import Setting
+from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.logs.reading import TrailRow
 from shunter.savings.counterfactuals import TOLD, known, planned, setting_of
 from shunter.savings.page import as_page
@@ -287,3 +287,19 @@ def test_requests_of_a_class_that_is_no_more_are_left_out_of_replays() -> None:
     found = traffic(gone, end("a", START + 1), decision("b"), end("b", START + 2))
     kept = known(found.arrivals(), YARD.fleet, YARD.policy)
     assert [(a.row, a.task) for a in kept] == [(0, "chat")]
+
+
+def test_requests_that_are_outside_a_bound_by_now_are_left_out_of_replays() -> None:
+    inside, outside = (
+        decision(name, profile={"regions": (region,)})
+        for name, region in (("a", "eu-west"), ("b", "us-east"))
+    )
+    found = traffic(inside, end("a", START + 1), outside, end("b", START + 2))
+    fields = YARD.policy.model_dump() | {"default_tenant": {"bound": {"regions": ("eu-west",)}}}
+    policy = Policy.model_validate(fields)
+    setting = setting_of(found, YARD.fleet, policy)
+    assert [a.request.constraints.regions for a in setting.arrivals if a.request] == [["eu-west"]]
+    assert found.left_out == {"of a class, a model or a bound that is another by now": 1}
+    options = compile_options(setting.fleet)
+    ours = run_one("shunter", setting, options, shunter(setting, options))
+    assert len(ours.run.outcomes) == 1

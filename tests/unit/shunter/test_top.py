@@ -107,6 +107,11 @@ class TestScreen:
         assert "no worker" in text
         assert "1 open" in text
 
+    def test_a_pool_that_gets_nothing_for_its_worker_is_no_idle_one(self) -> None:
+        pools = [replace(pool, state="misfit") for pool in SNAPSHOT.pools]
+        text = " ".join(drawn(State(), 140, 60, replace(SNAPSHOT, pools=pools)))
+        assert text.count("misfit") == len(pools)
+
     @pytest.mark.parametrize(
         ("change", "told"),
         [

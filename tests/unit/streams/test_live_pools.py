@@ -38,6 +38,24 @@ class TestPools:
         assert (pool.state, pool.workers, pool.device) == ("none", 0, "maia-200")
         assert pool.assumed
 
+    @pytest.mark.parametrize(
+        ("changes", "state"),
+        [
+            ({}, "up"),
+            ({"device": "h100"}, "misfit"),
+            ({"region": "eu-west"}, "misfit"),
+            ({"device": "h100", "state": "draining"}, "draining"),
+            ({"pool_version": "another"}, "up"),
+        ],
+    )
+    def test_a_worker_that_is_not_as_declared_is_shown_as_such(
+        self, changes: dict[str, Any], state: str
+    ) -> None:
+        topics, (first, *_) = Topics(), OPTIONS.by_pool["silicon-us"]
+        declared = {"device": first.device, "region": first.region}
+        self.put(topics, self.status(**(declared | changes)))
+        assert of_pool(topics.shown(), "silicon-us").state == state
+
     def test_each_declared_pool_is_shown_and_one_that_only_reports_too(self) -> None:
         topics = Topics()
         self.put(topics, self.status("stranger"))

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from client_commands import result
 
+from policies.scoring.constraints import PASSING, Refusal
 from topics import Response, ResultError
+from topics.openai_api import failures
 from topics.openai_api.batch_output import error_line, line_of_result
-from topics.openai_api.failures import failure_of
+from topics.openai_api.failures import RULED_OUT, failure_of
 
 TOO_LONG = "context_length_exceeded"
 
@@ -32,6 +34,14 @@ def ended(status: str, code: str, details: dict[str, str] | None = None, **field
             400,
             "context_length_exceeded",
         ),
+        (ended("rejected", "no_pool", {"a": "context_too_long", "b": "quality"}), 400, TOO_LONG),
+        (ended("rejected", "no_pool", {"a": "memory", "b": "extension:tenancy"}), 400, TOO_LONG),
+        (ended("failed", "no_pool", {"a": "context_too_long", "b": "region"}), 400, TOO_LONG),
+        (
+            ended("failed", "context_too_long", {"a": "timeout", "b": "context_too_long"}),
+            502,
+            "upstream_failed",
+        ),
         (ended("rejected", "no_pool"), 422, "no_pool"),
         (ended("rejected", "pool_unavailable"), 503, "pool_unavailable"),
         (ended("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
@@ -52,6 +62,10 @@ def test_each_end_has_its_status_and_code(found: Any, status: int, code: str) ->
     assert (failure.status_code, failure.body["error"]["code"]) == (status, code)
     assert failure.body["error"]["message"] == "why"
     assert failure.body["error"].get("details") == found.error.details
+
+
+def test_each_hard_constraint_is_known_not_to_be_a_servers_failure() -> None:
+    assert set(get_args(Refusal)) - set(PASSING) == RULED_OUT | failures.TOO_LONG
 
 
 def test_an_answer_is_no_failure() -> None:

@@ -201,8 +201,18 @@ def test_other_names_in_the_metadata_of_a_body_are_the_clients_own() -> None:
     assert found.metadata == {"tenant": "mine", "region": "north"}
 
 
-def test_a_deadline_in_seconds_may_be_text() -> None:
-    assert line_of(metadata={"deadline": "1790000000.5"}).deadline == 1_790_000_000.5
+@pytest.mark.parametrize(
+    ("told", "deadline"),
+    [
+        ("1790000000.5", 1_790_000_000.5),
+        ("2033-05-18T03:33:20Z", 2e9),
+        ("2033-05-18T05:33:20.5+02:00", 2e9 + 0.5),
+        ("2033-05-18", 2e9 - 12_800),
+    ],
+)
+def test_a_deadline_that_is_a_time_may_be_text(told: str, deadline: float) -> None:
+    assert line_of(metadata={"deadline": told}).deadline == deadline
+    assert line_of(shunter={"deadline": told}).deadline == deadline
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ The wordings are those of the servers' own sources:
 - TGI (huggingface/text-generation-inference): ``router/src/validation.rs``.
 - llama.cpp (ggml-org/llama.cpp): ``tools/server/server-context.cpp``; an embedding has to fit one
   physical batch.
-- Together: in SGLang's words, and in TGI's for older models (stanford-crfm/helm, pull 2079).
+- Together: in SGLang's words, and in TGI's for older models (stanford-crfm/helm, pull 2079), in two
+  versions.
+- TensorRT-LLM (NVIDIA/TensorRT-LLM): ``tensorrt_llm/llmapi/llm.py`` and the executor.
+- Anthropic, whose words vendors with the OpenAI API pass on.
 """
 
 from typing import Any
@@ -29,6 +32,11 @@ VLLM_OUTPUT = (
     "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context"
     " length is 8192 tokens and your request has 12 input tokens."
 )
+VLLM_INPUT = (
+    "You passed 9000 input tokens and requested 500 output tokens. However, the model's context"
+    " length is only 8192, resulting in a maximum input length of 7692. Please reduce the length"
+    " of the input messages."
+)
 SGLANG = "The input (9000 tokens) is longer than the model's context length (8192 tokens)."
 SGLANG_OUTPUT = (
     "Requested token count exceeds the model's maximum context length of 8192 tokens. You"
@@ -43,6 +51,20 @@ TGI = "Input validation error: `inputs` must have less than 4096 tokens. Given: 
 TGI_OUTPUT = (
     "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4031"
     " `inputs` tokens and 200 `max_new_tokens`"
+)
+TOGETHER = (
+    "Input validation error: The sum of 'inputs' tokens and 'max_new_tokens' must not exceed 4097."
+    " Please adjust your inputs accordingly."
+)
+TENSORRT_LLM = (
+    "The sum of prompt length (8000.0) and query length (0) max_tokens (500) should not exceed"
+    " max_seq_len (8192)"
+)
+TENSORRT_LLM_EXECUTOR = "Prompt length (9000) exceeds maximum input length (8192). Set log level to"
+ANTHROPIC = "prompt is too long: 208310 tokens > 200000 maximum"
+ANTHROPIC_OUTPUT = (
+    "input length and max_tokens exceed context limit: 188240 + 21333 > 200000, decrease input"
+    " length or max_tokens and try again"
 )
 LLAMA_CPP = "request (9412 tokens) exceeds the available context size (8192 tokens), try it"
 LLAMA_CPP_BATCH = (
@@ -69,6 +91,7 @@ def flat(message: str) -> dict[str, Any]:
         (400, openai(VLLM_ENGINE)),
         (500, openai(VLLM_ENGINE, "InternalServerError")),
         (400, openai(VLLM_OUTPUT)),
+        (400, openai(VLLM_INPUT, "BadRequestError")),
         (400, flat(SGLANG)),
         (400, flat(SGLANG_OUTPUT)),
         (400, openai(SGLANG_POOL)),
@@ -79,6 +102,11 @@ def flat(message: str) -> dict[str, Any]:
         (500, openai(LLAMA_CPP_CONTEXT, "server_error")),
         (400, openai(SGLANG)),
         (422, openai(TGI_OUTPUT)),
+        (422, openai(TOGETHER)),
+        (400, flat(TENSORRT_LLM)),
+        (400, flat(TENSORRT_LLM_EXECUTOR)),
+        (400, openai(ANTHROPIC)),
+        (400, openai(ANTHROPIC_OUTPUT)),
         (413, None),
     ],
 )

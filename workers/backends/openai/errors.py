@@ -11,12 +11,15 @@ from topics import Response
 from workers.backends.base import CallError
 
 # How servers say that a request is too long for them: OpenAI and vLLM, SGLang (and Together, which
-# runs it), TGI, llama.cpp. Each wording stands in tests/unit/workers/test_server_wordings.py.
+# runs it), TGI, llama.cpp, TensorRT-LLM, and vendors as Anthropic words it. Each wording stands in
+# tests/unit/workers/test_server_wordings.py.
 _TOO_LONG = re.compile(
-    r"context_length_exceeded|exceed_context_size|maximum context length|context (?:size|window)"
+    r"context_length_exceeded|exceed_context_size|context (?:length|size|window|limit)"
     r"|longer than the (?:model|maximum)|(?:must have|is) less than|max_model_len|too many tokens"
-    r"|exceeds the maximum allowed length|input length too long|larger than the max context"
-    r"|`inputs` tokens \+ `max_new_tokens` must be <=|too large to process\. increase the physical",
+    r"|exceeds (?:the )?maximum (?:allowed|input) length|input length too long"
+    r"|larger than the max context|prompt is too long|should not exceed max_(?:seq_len|num_tokens)"
+    r"|.inputs. tokens (?:\+|and) .max_new_tokens. must (?:be <=|not exceed)"
+    r"|too large to process\. increase the physical",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(
