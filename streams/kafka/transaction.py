@@ -47,11 +47,12 @@ from aiokafka.protocol.transaction import (
     TxnOffsetCommitRequest,
 )
 
+from streams.kafka.pauses import Pauses
 from streams.kafka.protocol import by_topic, codes_by_partition
 from streams.kafka.transaction_recovery import Producer, leader_of
 
 # The markers of the last transaction are written within some ms, by all brokers that have one.
-PAUSE_S, PAUSE_S_MAX, PAUSE_GROWTH = 0.002, 0.02, 1.5
+PAUSE_S, PAUSE_S_MAX = 0.002, 0.02
 ALL_IN_SYNC = -1
 # So long a leader waits for the other replicas: the client's limit of a request.
 REPLICAS_MS = 40_000
@@ -120,7 +121,7 @@ class TransactionRequests:
         outcomes: dict[TopicPartition, KafkaError | None] = {}
         left: Collection[TopicPartition] = sent
         asked: set[asyncio.Future[_Outcomes]] = set()
-        pause_s = PAUSE_S
+        pauses = Pauses(PAUSE_S, PAUSE_S_MAX)
         try:
             while left or asked:
                 requests = [self._ask_leader(led, sent) for led in self._by_leader(left)]
@@ -137,8 +138,7 @@ class TransactionRequests:
                         self._sequences[where] = self._sequences.get(where, 0) + counted
                 if left:
                     # Whoever leads may have changed; the client asks in turn.
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(PAUSE_GROWTH * pause_s, PAUSE_S_MAX)
+                    await pauses.pause()
                     await self._client.force_metadata_update()
                     self._require(left)
         finally:
@@ -225,7 +225,7 @@ class TransactionRequests:
             KafkaError: the first that doesn't.
         """
         key = group or self._producer.transactional_id
-        pause_s = PAUSE_S
+        pauses = Pauses(PAUSE_S, PAUSE_S_MAX)
         while True:
             try:
                 node = await self._coordinator(kind, key)
@@ -243,8 +243,7 @@ class TransactionRequests:
                         self._coordinators.pop(kind, None)
                     elif not each.retriable and not isinstance(each, TRIED_AGAIN):
                         raise each
-            await asyncio.sleep(pause_s)
-            pause_s = min(PAUSE_GROWTH * pause_s, PAUSE_S_MAX)
+            await pauses.pause()
 
     async def _coordinator(self, kind: CoordinationType, key: str) -> int:
         node = self._coordinators.get(kind)
