@@ -9,23 +9,23 @@ log-normal; sessions begin at any time of the trace.
 """
 
 import argparse
-import csv
 import random
 from math import log
 from pathlib import Path
-from typing import Any
+
+from benchmarks.session_traces import Turn, write_trace
 
 TOKENS_MAX = 120_000
 
 
-def rows_of(steps: int, per_hour: float, seed: int) -> list[dict[str, Any]]:
+def rows_of(steps: int, per_hour: float, seed: int) -> list[Turn]:
     """Return the trace's rows, the same for one seed."""
     draw = random.Random(seed)
 
     def about(median: float, spread: float) -> float:
         return draw.lognormvariate(log(median), spread)
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Turn] = []
     session = 0
     while len(rows) < steps:
         at_s = draw.random() * 3600.0 * steps / per_hour
@@ -61,13 +61,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     rows = rows_of(given.steps, given.per_hour, given.seed)
-    with given.target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    prefix, prompt = (sum(row[name] for row in rows) for name in ("prefix_tokens", "input_tokens"))
-    sessions = len({row["session"] for row in rows})
-    print(f"{len(rows)} steps of {sessions} sessions; {prefix} of {prompt} tokens had before")
+    print(write_trace(rows, given.target))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ memory, and reading it is free.
 """
 
 import argparse
-import csv
 import json
 from pathlib import Path
-from typing import Any
+
+from benchmarks.session_traces import Turn, write_trace
 
 BLOCK_TOKENS = 512
 # Of a prompt's blocks, those that the next turn may have otherwise: the last is seldom full.
 OPEN_BLOCKS = 2
 
 
-def rows_of(file: Path, limit: int, task: str, model: str) -> list[dict[str, Any]]:
+def rows_of(file: Path, limit: int, task: str, model: str) -> list[Turn]:
     """Return the trace's rows."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Turn] = []
     # By the chain of its blocks up to its open end: the session and how many tokens it had.
     seen: dict[tuple[int, ...], tuple[str, int]] = {}
     with file.open(encoding="utf-8") as lines:
@@ -55,10 +55,10 @@ def rows_of(file: Path, limit: int, task: str, model: str) -> list[dict[str, Any
     return sorted(rows, key=lambda row: row["arrival_s"])
 
 
-def without_prefix(row: dict[str, Any]) -> dict[str, Any]:
+def without_prefix(row: Turn) -> Turn:
     """Return a row whose prompt is what no earlier turn had; a token at least is computed."""
     rest = max(1, row["input_tokens"] - row["prefix_tokens"])
-    return row | {"input_tokens": rest, "prefix_tokens": 0}
+    return {**row, "input_tokens": rest, "prefix_tokens": 0}
 
 
 def main() -> None:
@@ -72,13 +72,8 @@ def main() -> None:
     parser.add_argument("--model", default="gpt-oss-120b")
     given = parser.parse_args()
     rows = rows_of(given.source, given.rows, given.task, given.model)
-    sessions = len({row["session"] for row in rows})
-    prefix, prompt = (sum(row[name] for row in rows) for name in ("prefix_tokens", "input_tokens"))
-    with given.target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(map(without_prefix, rows) if given.without_prefixes else rows)
-    print(f"{len(rows)} requests of {sessions} sessions; {prefix} of {prompt} tokens had before")
+    told = map(without_prefix, rows) if given.without_prefixes else rows
+    print(write_trace(list(told), given.target))
 
 
 if __name__ == "__main__":

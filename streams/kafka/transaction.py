@@ -7,7 +7,16 @@ metadata and the forms of requests and batches are still its own.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -20,7 +29,6 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InvalidProducerEpoch,
     KafkaError,
-    LeaderNotAvailableError,
     NotCoordinatorError,
     OperationNotAttempted,
     ProducerFenced,
@@ -39,11 +47,12 @@ from aiokafka.protocol.transaction import (
     TxnOffsetCommitRequest,
 )
 
+from streams.kafka.pauses import Pauses
 from streams.kafka.protocol import by_topic, codes_by_partition
 from streams.kafka.transaction_recovery import Producer, leader_of
 
 # The markers of the last transaction are written within some ms, by all brokers that have one.
-PAUSE_S, PAUSE_S_MAX, PAUSE_GROWTH = 0.002, 0.02, 1.5
+PAUSE_S, PAUSE_S_MAX = 0.002, 0.02
 ALL_IN_SYNC = -1
 # So long a leader waits for the other replicas: the client's limit of a request.
 REPLICAS_MS = 40_000
@@ -54,6 +63,8 @@ KEYED = (GroupAuthorizationFailedError, TransactionalIdAuthorizationFailed)
 
 Codes = Iterator[tuple[str | None, int]]
 """What an answer tells of: a topic or None, and its error code, 0 for none."""
+
+_Outcomes = list[tuple[TopicPartition, KafkaError | None]]
 
 
 class TransactionRequests:
@@ -97,35 +108,42 @@ class TransactionRequests:
     ) -> Mapping[TopicPartition, KafkaError | None]:
         """Send one batch to each of some partitions that were added; return what is refused.
 
+        What one leader refuses for now is sent again while another still writes: a new one may
+        wait a second for its replicas.
+
         Returns:
             The error by which the leader refuses the batch, None if it has it, of each partition.
 
         Raises:
             UnknownTopicOrPartitionError: there is no such partition.
         """
-        left: dict[TopicPartition, bytes] = {}
+        sent = {where: self._built(where, builder) for where, builder in batches.items()}
         outcomes: dict[TopicPartition, KafkaError | None] = {}
-        for where, builder in batches.items():
-            _, producer_id, epoch = self._producer
-            builder._set_producer_state(producer_id, epoch, self._sequences.get(where, 0))  # noqa: SLF001 - as its client does
-            left[where] = builder._build()  # noqa: SLF001 - likewise
-        while left:
-            found = await self._produce_once(left)
-            for where, error in found.items():
-                # An earlier try wrote a duplicate; its answer was lost.
-                refusal = None if isinstance(error, DuplicateSequenceNumber) else error
-                if refusal is not None and refusal.retriable:
-                    continue
-                outcomes[where] = refusal
-                del left[where]
-                if refusal is None:
-                    counted = batches[where].record_count()
-                    self._sequences[where] = self._sequences.get(where, 0) + counted
-            if left:
-                # Whoever leads may have changed; the client asks in turn.
-                await asyncio.sleep(PAUSE_S)
-                await self._client.force_metadata_update()
-                self._require(left)
+        left: Collection[TopicPartition] = sent
+        asked: set[asyncio.Future[_Outcomes]] = set()
+        pauses = Pauses(PAUSE_S, PAUSE_S_MAX)
+        try:
+            while left or asked:
+                requests = [self._ask_leader(led, sent) for led in self._by_leader(left)]
+                left = []
+                for where, error in await _first_of(requests, asked):
+                    # An earlier try wrote a duplicate; its answer was lost.
+                    refusal = None if isinstance(error, DuplicateSequenceNumber) else error
+                    if refusal is not None and refusal.retriable:
+                        left.append(where)
+                        continue
+                    outcomes[where] = refusal
+                    if refusal is None:
+                        counted = batches[where].record_count()
+                        self._sequences[where] = self._sequences.get(where, 0) + counted
+                if left:
+                    # Whoever leads may have changed; the client asks in turn.
+                    await pauses.pause()
+                    await self._client.force_metadata_update()
+                    self._require(left)
+        finally:
+            for each in asked:
+                each.cancel()
         return outcomes
 
     async def set_offset(self, group: str, partition: TopicPartition, offset: int) -> None:
@@ -158,27 +176,23 @@ class TransactionRequests:
             if known is not None and number not in known:
                 raise UnknownTopicOrPartitionError(f"{topic} has no partition {number}")
 
-    async def _produce_once(
-        self, batches: Mapping[TopicPartition, bytes]
-    ) -> dict[TopicPartition, KafkaError | None]:
-        """Ask the leader of each; return what each says."""
-        by_leader: dict[int, list[TopicPartition]] = {}
-        outcomes: dict[TopicPartition, KafkaError | None] = {}
-        for where in batches:
-            try:
-                by_leader.setdefault(leader_of(self._client.cluster, where), []).append(where)
-            except LeaderNotAvailableError as error:
-                outcomes[where] = error
-        asked = [self._ask_leader(leader, led, batches) for leader, led in by_leader.items()]
-        # One leader, which is all there is on one broker, needs no task.
-        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
-        for answer in answers:
-            outcomes |= answer
-        return outcomes
+    def _built(self, where: TopicPartition, builder: BatchBuilder) -> bytes:
+        _, producer_id, epoch = self._producer
+        builder._set_producer_state(producer_id, epoch, self._sequences.get(where, 0))  # noqa: SLF001 - as its client does
+        built: bytes = builder._build()  # noqa: SLF001 - likewise
+        return built
+
+    def _by_leader(self, partitions: Iterable[TopicPartition]) -> Collection[list[TopicPartition]]:
+        """Return partitions, those with the same leader together."""
+        found: dict[int | None, list[TopicPartition]] = {}
+        for where in partitions:
+            found.setdefault(self._client.cluster.leader_for_partition(where), []).append(where)
+        return found.values()
 
     async def _ask_leader(
-        self, leader: int, led: list[TopicPartition], batches: Mapping[TopicPartition, bytes]
-    ) -> dict[TopicPartition, KafkaError | None]:
+        self, led: list[TopicPartition], batches: Mapping[TopicPartition, bytes]
+    ) -> _Outcomes:
+        """Send the batches of partitions with the same leader; return what it says of each."""
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for where in led:
             topics.setdefault(where.topic, []).append((where.partition, batches[where]))
@@ -186,16 +200,16 @@ class TransactionRequests:
             self._producer.transactional_id, ALL_IN_SYNC, REPLICAS_MS, list(topics.items())
         )
         try:
-            answer = await self._send(leader, request)
+            answer = await self._send(leader_of(self._client.cluster, led[0]), request)
         except KafkaError as error:
             if not error.retriable:
                 raise
-            return dict.fromkeys(led, error)
-        outcomes: dict[TopicPartition, KafkaError | None] = {}
+            return [(where, error) for where in led]
+        outcomes = []
         for topic, partitions in answer.topics:
             for number, code, *_ in partitions:
                 refusal = _error(code, topic, self._producer.transactional_id)
-                outcomes[TopicPartition(topic, number)] = refusal
+                outcomes.append((TopicPartition(topic, number), refusal))
         return outcomes
 
     async def _ask_coordinator(
@@ -211,7 +225,7 @@ class TransactionRequests:
             KafkaError: the first that doesn't.
         """
         key = group or self._producer.transactional_id
-        pause_s = PAUSE_S
+        pauses = Pauses(PAUSE_S, PAUSE_S_MAX)
         while True:
             try:
                 node = await self._coordinator(kind, key)
@@ -229,8 +243,7 @@ class TransactionRequests:
                         self._coordinators.pop(kind, None)
                     elif not each.retriable and not isinstance(each, TRIED_AGAIN):
                         raise each
-            await asyncio.sleep(pause_s)
-            pause_s = min(PAUSE_GROWTH * pause_s, PAUSE_S_MAX)
+            await pauses.pause()
 
     async def _coordinator(self, kind: CoordinationType, key: str) -> int:
         node = self._coordinators.get(kind)
@@ -250,6 +263,19 @@ class TransactionRequests:
         except TimeoutError as error:
             known.close()
             raise RequestTimedOutError(f"broker {node} does not answer") from error
+
+
+async def _first_of(
+    requests: Sequence[Coroutine[Any, Any, _Outcomes]], asked: set[asyncio.Future[_Outcomes]]
+) -> _Outcomes:
+    """Send requests beside what was asked before; return the first answers, keep who is left."""
+    if len(requests) == 1 and not asked:
+        # One leader, which is all there is on one broker, needs no task.
+        return await requests[0]
+    asked.update(asyncio.ensure_future(each) for each in requests)
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    asked -= done
+    return [outcome for each in done for outcome in each.result()]
 
 
 def _code(answer: Any) -> Codes:

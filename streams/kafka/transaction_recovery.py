@@ -43,6 +43,7 @@ from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnReque
 
 from streams.engine.concurrency import Shared
 from streams.engine.log import LogError
+from streams.kafka.pauses import Pauses
 from streams.kafka.protocol import (
     DescribeProducers,
     DescribeTransactions,
@@ -56,7 +57,7 @@ T = TypeVar("T")
 
 # A lone broker that was killed is back in about 5 s; of several another leads after its session.
 PATIENCE_S = 30.0
-RETRY_S = 0.2
+PAUSE_S, PAUSE_S_MAX = 0.005, 0.2
 # A code of the protocol for which aiokafka has no class.
 TRANSACTIONAL_ID_NOT_FOUND = 105
 NO_LEADER = -1
@@ -279,6 +280,7 @@ async def _send_until_done(client: AIOKafkaClient, transactional_id: str, reques
 async def _patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
     """Retry while errors are passing: of a broker that starts, is gone, or moves."""
     last: KafkaError | None = None
+    pauses = Pauses(PAUSE_S, PAUSE_S_MAX)
     try:
         async with asyncio.timeout(PATIENCE_S):
             while True:
@@ -289,7 +291,7 @@ async def _patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
                         raise
                     logger.debug("%s yet: %r", what, error)
                     last = error
-                await asyncio.sleep(RETRY_S)
+                await pauses.pause()
     except TimeoutError as error:
         raise LogError(f"{what} in {PATIENCE_S:g} s: {last!r}") from error
 

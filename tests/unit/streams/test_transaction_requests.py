@@ -1,5 +1,6 @@
 """What a transaction asks of the brokers, and what it makes of their answers."""
 
+import asyncio
 import struct
 from collections.abc import Mapping
 from typing import Any, cast
@@ -135,6 +136,50 @@ async def test_leaders_are_asked_side_by_side() -> None:
         OTHER: ["lane"],
         LEADER: ["root", "evidence"],
     }
+
+
+class SlowLeader(ScriptedClient):
+    """A client one of whose leaders answers produce requests when it is let.
+
+    ``reached`` is set when so many produce requests were sent.
+    """
+
+    def __init__(self, requests: int) -> None:
+        super().__init__()
+        self.leaders = {"lane": OTHER}
+        self.let, self.reached = asyncio.Event(), asyncio.Event()
+        self._requests = requests
+
+    async def send(self, node: int, request: Any) -> Any:
+        answer = await super().send(node, request)
+        if len(self.produced()) == self._requests:
+            self.reached.set()
+        if node == OTHER and isinstance(request, ProduceRequest):
+            await self.let.wait()
+        return answer
+
+
+async def test_what_is_refused_waits_for_no_other_leader() -> None:
+    client = SlowLeader(3)
+    client.script[ProduceRequest] = [0, {"root": NotLeaderForPartitionError.errno}]
+    writing = asyncio.create_task(write(client, requests_of(client), "lane", "root"))
+    async with asyncio.timeout(5):
+        await client.reached.wait()
+        assert client.produced() == [["lane"], ["root"], ["root"]]
+        assert not writing.done()
+        client.let.set()
+        assert await writing == {at("root"): None, at("lane"): None}
+
+
+async def test_who_is_cancelled_asks_nobody_any_more() -> None:
+    client = SlowLeader(2)
+    before = asyncio.all_tasks()
+    writing = asyncio.create_task(write(client, requests_of(client), "lane", "root"))
+    await client.reached.wait()
+    writing.cancel()
+    await asyncio.wait([writing], timeout=5)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("kind", [AddPartitionsToTxnRequest, EndTxnRequest])
