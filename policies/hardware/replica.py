@@ -1,10 +1,8 @@
 """A replica of a pool, and the choice among a pool's replicas."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import log2
 from typing import NamedTuple
 
 from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
@@ -61,15 +59,6 @@ class Ask:
     session: str | None = None
 
 
-Kind = tuple[str, int | None]
-"""A variant, and the octave of a TPOT: limits that are about the same; None without one."""
-
-
-def kind_of(variant: str, tpot_s: float | None) -> Kind:
-    """Return the kind of a request."""
-    return variant, round(log2(tpot_s)) if tpot_s else None
-
-
 @dataclass(slots=True)
 class _Prompts:
     """The prompts of one variant that have no first token yet."""
@@ -116,8 +105,6 @@ class Replica:
     _prompts: dict[str, _Prompts]
     _waiting: dict[str, Job]
     _tpot_of: dict[str, float]
-    _kind_of: dict[str, Kind]
-    _alike: Counter[Kind]
     _prefilled_s: float
     _prefilled_at: float
 
@@ -129,8 +116,6 @@ class Replica:
         self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
         self._waiting = {}
         self._tpot_of = {}
-        self._kind_of = {}
-        self._alike = Counter()
         self._prefilled_s = 0.0
         self._prefilled_at = 0.0
 
@@ -138,10 +123,6 @@ class Replica:
     def jobs(self) -> int:
         """Jobs that run or wait."""
         return self.accelerator.running + self.accelerator.queued
-
-    def alike(self, kind: Kind) -> int:
-        """Return how many jobs of a kind run or wait."""
-        return self._alike[kind]
 
     @property
     def backlog_s(self) -> float:
@@ -154,8 +135,6 @@ class Replica:
         """Queue a job; ``tpot_s`` is its SLO, and what is kept of its session is its own then."""
         if tpot_s is not None:
             self._tpot_of[job.id] = tpot_s
-        kind = self._kind_of[job.id] = kind_of(job.variant, tpot_s)
-        self._alike[kind] += 1
         self._waiting[job.id] = job
         self._prompts[job.variant].add(_computed_tokens(job))
         self.accelerator.submit(job, now)
@@ -195,7 +174,6 @@ class Replica:
                 self._prefilled_at = now
             if not isinstance(event, FirstToken):
                 self._tpot_of.pop(event.id, None)
-                self._alike[self._kind_of.pop(event.id)] -= 1
         return events
 
     def can_take(self, ask: Ask, now: float, limits: FillLimits = USUAL) -> bool:
@@ -306,13 +284,11 @@ def choose_replica(
     session leaves, where the prefixes of others would have to give way to it.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
-    kind = kind_of(ask.variant, ask.tpot_s)
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
 
-    def rank(index: int) -> tuple[bool, bool, int, int, int, int]:
+    def rank(index: int) -> tuple[int, bool, int, int]:
         jobs = replicas[index].jobs
-        company = -replicas[index].alike(kind), -same[index], -jobs
-        return (not same[index], is_much and jobs > 0, *company, index)
+        return (-same[index], is_much and jobs > 0, -jobs, index)
 
     order = sorted(range(len(replicas)), key=rank)
     keeps = [i for i in order if replicas[i].cached_tokens(ask.variant, ask.session)]

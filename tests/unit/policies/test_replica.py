@@ -69,23 +69,6 @@ def test_the_fullest_that_has_a_place_is_joined() -> None:
     assert choose_replica(replicas, ask(), 1.0) == 1
 
 
-def test_requests_with_about_the_same_tpot_share_a_replica() -> None:
-    replicas = pool()
-    give(replicas[0], count=3)
-    for name in ("first", "second"):
-        replicas[1].submit(Job(name, "one", 500, 50_000), 1.0, 0.0)
-    replicas[1].advance(1.0)
-    assert choose_replica(replicas, ask(tpot_s=1.2), 1.0) == 1, "though the other is fuller"
-    assert choose_replica(replicas, ask(tpot_s=0.2), 1.0) == 0, "its limit is another"
-    assert choose_replica(replicas, ask(), 1.0) == 0
-    give(replicas[1], count=2)
-    assert choose_replica(replicas, ask(tpot_s=1.2), 1.0) == 0, "before an idle one"
-    for name in ("first", "second"):
-        replicas[1].accelerator.cancel(name, 1.0)
-    replicas[1].advance(2.0)
-    assert choose_replica(replicas, ask(tpot_s=1.2), 2.0) == 0, "those have gone"
-
-
 def test_a_variant_that_fills_a_replica_gets_an_idle_one_before_a_mixed_one() -> None:
     replicas = pool()
     give(replicas[0], "one", count=4)
