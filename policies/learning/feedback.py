@@ -7,7 +7,7 @@ from policies.learning.output_lengths import LengthLog
 from topics import Envelope, LatencyError, Profile, Usage
 from topics.bounded_dict import BoundedDict
 
-# Executions whose errors count, about, and those before what was seen is worth telling.
+# Executions among which errors count, about, and those before what was seen is worth telling.
 MEMORY = 500
 SEEN_MIN = 50.0
 # Tries whose ends count, about: at a true rate of 2 % their mean is off by a percentage point.
@@ -112,8 +112,13 @@ def _compare(
     took_s: float,
     limit_s: float,
 ) -> None:
-    if took_s > 0 and promised_s > 0 and promised_s >= NEAR * limit_s:
+    if took_s <= 0 or promised_s <= 0:
+        return
+    if promised_s >= NEAR * limit_s:
         sketches.setdefault(variant, DecayingHistogram(MEMORY)).add(took_s / promised_s)
+    elif (seen := sketches.get(variant)) is not None:
+        # Errors that keep routers from promises near the SLO would never be mended otherwise.
+        seen.fade()
 
 
 def _error(sketch: DecayingHistogram | None) -> LatencyError | None:

@@ -36,11 +36,16 @@ class DecayingHistogram:
 
     def add(self, value: float) -> None:
         """Count a value, and reduce the weight of earlier ones."""
-        self._sum = self._sum * self._kept + value
-        for index in self._counts:
-            self._counts[index] *= self._kept
+        self.fade()
+        self._sum += value
         index = bin_of(value)
         self._counts[index] = self._counts.get(index, 0.0) + 1.0
+
+    def fade(self) -> None:
+        """Reduce the weight of all values as if one more had been counted."""
+        self._sum *= self._kept
+        for index in self._counts:
+            self._counts[index] *= self._kept
 
     @property
     def total(self) -> float:

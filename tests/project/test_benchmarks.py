@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from backtest_cases import setting
 
 import benchmarks.__main__ as program
 from benchmarks import guard
 from benchmarks.cluster_fixture import Pace
+from benchmarks.cost_accounts import CAUSES, DRAIN, PROMPTS, accounts_of
+from benchmarks.cost_accounts import table as table_of_accounts
 from benchmarks.engine import routing, working
 from benchmarks.figures import Figure, compared, table
 from benchmarks.mooncake_trace import rows_of, without_prefix
@@ -60,6 +63,22 @@ def test_a_trace_without_prefixes_has_what_no_earlier_turn_had(tmp_path: Path) -
     # Of a prompt that is all known the last token is computed.
     assert [row["input_tokens"] for row in rest] == [1536, 512, 1, 600]
     assert not any(row["prefix_tokens"] for row in rest)
+
+
+def test_accounts_of_a_run_add_up_to_its_cost() -> None:
+    asked = setting(rows=40)
+    accounts, scores = accounts_of(asked)
+    assert sum(accounts.usd.values()) == pytest.approx(scores["cost_usd"])
+    assert min(accounts.usd.values()) > -1e-12
+    drained = sum(usd for (_, _, cause), usd in accounts.usd.items() if cause == DRAIN)
+    # What is shared after the last arrival is whole iterations, not only what few cost more.
+    assert 0 < drained < sum(accounts.drained_usd.values()) < scores["cost_usd"]
+    assert {row for _, row, _ in accounts.drained_usd} < {each.row for each in asked.arrivals}
+    head, _, *rows, sums = table_of_accounts(accounts)
+    assert head.count("|") == len(CAUSES) + 3
+    prompts = sum(usd for key, usd in accounts.usd.items() if key[2] == PROMPTS)
+    assert rows
+    assert sums.startswith(f"| all | {prompts:.3f} |")
 
 
 def test_the_table_tells_notes() -> None:

@@ -57,6 +57,21 @@ def test_promises_far_from_the_slo_teach_nothing() -> None:
     assert experience.ttft_error("v") is None
 
 
+def test_errors_fade_where_promises_stay_far_from_the_slo() -> None:
+    experience = Experience(0.0)
+    kept(experience, 3.0, 100)
+    bad = experience.ttft_error("v")
+    assert bad is not None
+    kept(experience, 1.0, 100, promised_s=0.1)
+    assert experience.ttft_error("v") == bad, "they say nothing of it"
+    kept(experience, 1.0, 500, promised_s=0.1)
+    assert experience.ttft_error("v") is None
+    kept(experience, 1.0, 100)
+    mended = experience.ttft_error("v")
+    assert mended is not None
+    assert mended[0] < bad[0]
+
+
 def test_failures_move_the_declared_rate_and_answers_move_it_back() -> None:
     experience = Experience(0.02)
     for _ in range(TRIES):
