@@ -118,6 +118,7 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
             free = room(standing)
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
+            is_crowded = is_crowded or _is_behind(asked.loads[option.pool], windows.backlog_s_max)
         ask = _Ask(standing, policy, min(limit, len(members)), asked.now, asked.now)
         if ask.is_within_limits(members):
             target = _target(members, ask, slowest, path, limit)
@@ -131,6 +132,14 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
                 target = _target(members, then, slowest, path, limit)
                 targets.append(replace(target, wait_until=start))
     return targets
+
+
+def _is_behind(load: PoolLoad, backlog_s_max: float | None) -> bool:
+    """Return True if direct requests come near their SLOs while more prompts wait than should."""
+    if backlog_s_max is None or load.backlog_s <= backlog_s_max:
+        return False
+    # Errors are learned of promises near an SLO alone.
+    return any(found.ttft_error or found.tpot_error for found in load.learned.values())
 
 
 def _later_start(members: Sequence[Member], ask: "_Ask", slowest: Profile) -> float | None:

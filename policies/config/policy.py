@@ -42,7 +42,7 @@ ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62
 
 _TIMES = (
     *("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"),
-    *("margin_s", "room_wait_s", "valid_s", "price_wait_s"),
+    *("margin_s", "room_wait_s", "backlog_s_max", "valid_s", "price_wait_s"),
 )
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
@@ -76,8 +76,10 @@ class TenantLimits(ExtendedDeclaration):
     """False: none of the tenant's requests runs a second time for the quality watch."""
 
 
-class WindowLimits(Declaration):
+class WindowLimits(ExtendedDeclaration):
     """Limits of batch windows."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"backlog_s_max"})
 
     members_max: PositiveInt = 256
     """Most members of a batch, whatever the device could take."""
@@ -87,6 +89,10 @@ class WindowLimits(Declaration):
     """Longest wait for room beside work that runs already, where a batch that is ready would wake
     a device for itself. It ends earlier where what waits could be late. 0: as many go at once as
     the device takes."""
+    backlog_s_max: Annotated[float, Field(ge=0)] | None = None
+    """The most seconds of prompts ahead of each replica with which a batch that may wait goes to a
+    pool whose direct requests come near their SLOs: its prompts slow down what decodes beside
+    them. None: any."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
     prior_rate_per_s: PositiveFloat = 0.0001

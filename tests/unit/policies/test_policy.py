@@ -21,7 +21,7 @@ NINE_CLASSES = {
     "agent_step",
 }
 TIMES = {"ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"}
-TIMES |= {"margin_s", "room_wait_s"}
+TIMES |= {"margin_s", "room_wait_s", "backlog_s_max"}
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,30 @@ def test_what_goes_alone_needs_no_room() -> None:
     assert not target_of([direct], where).is_crowded
 
 
+SERVES_DIRECT = VariantStatus(running=3, ttft_error=(1.0, 1.1, 1.2))
+BATCHES_ALONE = VariantStatus(running=3)
+
+
+@pytest.mark.parametrize(
+    ("backlog_s", "serves", "waits"),
+    [
+        (0.3, SERVES_DIRECT, True),
+        (0.2, SERVES_DIRECT, False),
+        (0.3, BATCHES_ALONE, False),
+    ],
+)
+def test_a_batch_waits_where_prompts_of_a_pool_that_serves_direct_requests_wait(
+    backlog_s: float, serves: VariantStatus, waits: bool
+) -> None:
+    told = status("board", backlog_s=backlog_s, variants={BOARD.variant: serves})
+    where = a_situation("board", policy=PATIENT.replace("margin_s", "backlog_s_max: 0.2, margin_s"))
+    where.view.report(told)
+    assert target_of(batch(20), where).is_crowded is waits
+    without = a_situation("board", policy=PATIENT)
+    without.view.report(told)
+    assert not target_of(batch(20), without).is_crowded
+
+
 def crowded_windows(room_wait_s: float = ROOM_WAIT_S) -> Windows:
     limits = {"members_max": 32, "margin_s": MARGIN_S, "retry_s": RETRY_S}
     return filled(8, into=Windows(**limits, room_wait_s=room_wait_s))  # type: ignore[arg-type]
