@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -56,15 +57,22 @@ def held_records(yard: Yard, count: int, size: int = REQUEST_BYTES) -> Iterator[
 
     One of each group is decided on, and the others are like it but for their ids.
     """
-    first = []
-    for number in range(len(INPUT_TOKENS)):
-        value = waiting_value(number, number, size, created_at=yard.now)
-        first.append(yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0])
+    first = [_held_one(yard, group, size) for group in range(len(INPUT_TOKENS))]
     for number in range(count):
         like = first[number % len(first)]
         old, new = like.key or b"", b"r-%09d" % number
         headers = [(name, value.replace(old, new)) for name, value in like.headers]
         yield Outgoing(like.topic, new, (like.value or b"").replace(old, new), headers)
+
+
+def _held_one(yard: Yard, group: int, size: int) -> Outgoing:
+    """Return the first of a group that waits: one that nobody came before may go at once."""
+    values = (
+        waiting_value(n, group, size, created_at=yard.now) for n in itertools.count(1000 * group)
+    )
+    asked = (records_of([value], yard.catalogue.requests)[0] for value in values)
+    decided = (yard.decide(each).records[0] for each in asked)
+    return next(out for out in decided if out.topic == yard.catalogue.held)
 
 
 async def released(hall: Hall, count: int) -> Used:
