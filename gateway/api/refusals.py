@@ -6,7 +6,8 @@ from gateway.api.translation import Wanted
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from topics import Result, ResultError
-from topics.openai_api.failures import TOO_LONG, servers_refusal, status_and_code
+from topics.openai_api.failures import servers_refusal, status_and_code
+from topics.records.refusal_codes import TOO_LONG
 
 # What is wrong with the request: its place in the body, by the code.
 _AT_FAULT = {

@@ -103,7 +103,6 @@ class ModelOptions:
 
     Attributes:
         options: all of them.
-        operations: what each of them does.
         tokens_max: as many fit each of them, prompt and reply.
         known_refusals: of each option, why it may not serve a request that names no constraint and
             fits, by operation, whether that may wait, and the least quality.
@@ -117,15 +116,12 @@ class ModelOptions:
         "kv_bytes_per_token",
         "moves",
         "numbering",
-        "operations",
         "options",
         "tokens_max",
     )
 
     def __init__(self, options: tuple[Option, ...]) -> None:
         self.options = options
-        of_each = [option.operations for option in options]
-        self.operations = frozenset.intersection(*of_each) if of_each else frozenset()
         fitting = [min(option.context_tokens, option.kv_capacity_tokens) for option in options]
         self.tokens_max = min(fitting, default=2**63)
         self.known_refusals: dict[tuple[str, bool, float], Sequence[str | None]] = {}

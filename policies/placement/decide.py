@@ -22,12 +22,7 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import (
-    PASSING,
-    explain,
-    furthest,
-    model_refusals,
-)
+from policies.scoring.constraints import explain, furthest, model_refusals
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -41,6 +36,7 @@ from policies.scoring.hours import by_time, expected_footprint, is_within_gco2
 from policies.scoring.promises import promised_chances
 from topics import Candidate, Envelope, Footprint, Profile
 from topics.records.frozen import dataclass
+from topics.records.refusal_codes import PASSING
 
 Action = Literal["place", "hold", "reject", "expire"]
 

@@ -1,42 +1,14 @@
 """Hard constraints, which hold on every path and fail closed."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from policies.config.options import ModelOptions, Option
 from topics import Profile
-
-Refusal = Literal[
-    "model_not_served",
-    "operation_not_served",
-    "region",
-    "precision",
-    "quality",
-    "pool_not_allowed",
-    "pool_excluded",
-    "label",
-    "variant",
-    "context_too_long",
-    "memory",
-    "max_cost",
-    "max_gco2",
-    "energy_unknown",
-    "lane",
-    "never",
-    "pool_unavailable",
-    "circuit_open",
-    "power_limit",
-    "worker_misfit",
-    "drifted",
-]
-"""Stable reason codes, about in the order in which an option meets them. The last five can pass
-with time; the others can't."""
+from topics.records.refusal_codes import Refusal
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING = ("pool_unavailable", "circuit_open", "power_limit", "worker_misfit", "drifted")
-"""Those that pass with time, the one that is told of several first."""
-
 _ORDER: dict[str, int] = {code: place for place, code in enumerate(get_args(Refusal))}
 
 EXPLANATIONS: dict[str, str] = {

@@ -160,18 +160,16 @@ class _Client:
 
     async def warm_up(self) -> None:
         """Find the form that the server takes and the tokens of a word; let it load its model."""
-        *others, last = _FORMS
-        for form in others:
+        for form in _FORMS:
             self._path, self._more = form
             try:
                 got = await self._tried(SAMPLE_WORDS, 2)
             except _RefusedError:
-                continue
-            break
-        else:
-            self._path, self._more = last
-            got = await self._tried(SAMPLE_WORDS, 2)
-        self._tokens_per_word = got.lengths[0] / SAMPLE_WORDS
+                if form is _FORMS[-1]:
+                    raise
+            else:
+                self._tokens_per_word = got.lengths[0] / SAMPLE_WORDS
+                return
 
     async def complete(self, input_tokens: int, output_tokens: int) -> _Got:
         """Run one request. Raises CallError, TimeoutError, UserError."""

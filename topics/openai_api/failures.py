@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from topics.records.refusal_codes import RULED_OUT, TOO_LONG
 from topics.records.result import Response, Result, ResultError
 
 _TYPES: dict[int, str] = {
@@ -31,27 +32,6 @@ _REJECTED = {
     "budget": (HTTPStatus.TOO_MANY_REQUESTS, "insufficient_quota"),
 }
 _REFUSED = frozenset({"request_refused", "content_refused"})
-# A shorter request would be served where one of these is the only reason against a pool.
-TOO_LONG = frozenset({"context_too_long", "memory"})
-# What keeps a request from a pool however short it is; no server has failed on it there.
-RULED_OUT = frozenset(
-    {
-        "model_not_served",
-        "operation_not_served",
-        "region",
-        "precision",
-        "quality",
-        "pool_not_allowed",
-        "pool_excluded",
-        "label",
-        "variant",
-        "max_cost",
-        "max_gco2",
-        "energy_unknown",
-        "lane",
-        "never",
-    }
-)
 _BY_AN_EXTENSION = "extension:"
 _UNHANDLED = ResultError("unhandled", "the request has neither answer nor reason")
 

@@ -28,7 +28,6 @@ from policies.fleet_state.arrivals import Arrivals
 from policies.fleet_state.view import FleetView
 from policies.scoring.constraints import (
     EXPLANATIONS,
-    Refusal,
     explain,
     has_lane,
     model_refusals,
@@ -36,6 +35,7 @@ from policies.scoring.constraints import (
 )
 from policies.scoring.estimate import estimate
 from topics import Profile
+from topics.records.refusal_codes import Refusal
 
 OPTIONS = some_options()
 SITUATION = a_situation(options=OPTIONS)

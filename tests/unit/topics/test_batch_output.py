@@ -7,11 +7,11 @@ from typing import Any, get_args
 import pytest
 from client_commands import result
 
-from policies.scoring.constraints import PASSING, Refusal
 from topics import Response, ResultError
-from topics.openai_api import failures
 from topics.openai_api.batch_output import error_line, line_of_result
-from topics.openai_api.failures import RULED_OUT, failure_of
+from topics.openai_api.failures import failure_of
+from topics.records import refusal_codes
+from topics.records.refusal_codes import PASSING, RULED_OUT, Refusal
 
 TOO_LONG = "context_length_exceeded"
 
@@ -65,7 +65,7 @@ def test_each_end_has_its_status_and_code(found: Any, status: int, code: str) ->
 
 
 def test_each_hard_constraint_is_known_not_to_be_a_servers_failure() -> None:
-    assert set(get_args(Refusal)) - set(PASSING) == RULED_OUT | failures.TOO_LONG
+    assert set(get_args(Refusal)) - set(PASSING) == RULED_OUT | refusal_codes.TOO_LONG
 
 
 def test_an_answer_is_no_failure() -> None:
