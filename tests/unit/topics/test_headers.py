@@ -1,5 +1,6 @@
 """Headers: what Shunter adds to a record, what it believes, and what it drops."""
 
+import json
 from collections.abc import Callable
 
 import orjson
@@ -171,7 +172,8 @@ def test_what_one_decoder_reads_is_what_the_other_does(
         Profile: asked,
     }[kind]
     told = orjson.loads(encode(given)) | changes
-    value = orjson.dumps(told)
+    # Integers beyond 64 bits and floats that are no number are among them.
+    value = json.dumps(told).encode()
 
     def read(decoder: Callable[[type[object], bytes], object]) -> object:
         try:
