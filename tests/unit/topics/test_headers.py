@@ -1,6 +1,5 @@
 """Headers: what Shunter adds to a record, what it believes, and what it drops."""
 
-import json
 from collections.abc import Callable
 
 import orjson
@@ -154,7 +153,9 @@ def test_what_is_known_of_a_request_survives_the_way(
     assert h.read_batch(headers) == batch
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+# Integers beyond 64 bits are none of ours: the test's own encoder refuses them, too.
+INTEGERS = st.integers(-(2**63), 2**64 - 1)
+VALUES = st.none() | st.booleans() | INTEGERS | st.floats() | st.text(max_size=5)
 
 
 @settings(PROPERTY)
@@ -172,8 +173,7 @@ def test_what_one_decoder_reads_is_what_the_other_does(
         Profile: asked,
     }[kind]
     told = orjson.loads(encode(given)) | changes
-    # Integers beyond 64 bits and floats that are no number are among them.
-    value = json.dumps(told).encode()
+    value = orjson.dumps(told)
 
     def read(decoder: Callable[[type[object], bytes], object]) -> object:
         try:
