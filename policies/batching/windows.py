@@ -94,6 +94,8 @@ class Expelled:
 
     member: Member
     reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled", "outside_bound"]
+    target: Target | None = None
+    """Of one whose deadline passed, where its group was last to go; None if nowhere."""
 
     @property
     def members(self) -> tuple[Member]:
@@ -229,7 +231,7 @@ class Windows:
                 continue
             passed = window.turns.passed(now)
             yield from (
-                Expelled(member, "deadline_passed")
+                Expelled(member, "deadline_passed", window.target)
                 for member in passed
                 if member.profile.id not in without
             )

@@ -4,6 +4,8 @@ Router, batcher and backtest use it, so that the backtest tests the running code
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, nextafter
 from typing import NamedTuple
 
 from policies.batching.fair_queue import Member
@@ -76,8 +78,13 @@ class Placer:
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 
     def refusals(self, profile: Profile, now: float) -> dict[str, str]:
-        """Return the reason code of each pool that doesn't take a request now; count nothing."""
+        """Return the reason code of each pool that doesn't take a request now; count nothing.
+
+        Of one whose deadline has passed, as if it had a moment left.
+        """
         here = self.situation
+        if now >= profile.deadline:
+            profile = replace(profile, deadline=nextafter(now, inf))
         found = decide(profile, inputs_of(profile, here, now), here.options, here.policy, now)
         by_pool = codes_by_pool(here.options, ((c.pool, c.refused or "") for c in found.candidates))
         taking = {c.pool for c in found.candidates if c.refused is None}

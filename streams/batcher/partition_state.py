@@ -1,17 +1,14 @@
 """The batcher's state of one partition of the hold."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
-from typing import Literal
 
 from policies import Arrivals, Member, ReleaseInputs, Situation, Windows, bind, windows_of
 from policies.batching.groups import group_in
-from policies.scoring.constraints import explain_each
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
-from streams.cancellation.index import CANCELLED, Cancellations
+from streams.cancellation.index import Cancellations
 from streams.engine.log import Partition, Record
 from topics import BadRecordError, Profile, Progress, Shadow
 from topics.records import headers as h
@@ -22,31 +19,6 @@ COMMIT_EVERY_S = 1.0
 # The lowest held offset is searched no more often than this, nor than this many a second.
 OLDEST_EVERY_S = 10.0
 OLDEST_OF_PER_S = 10_000
-
-Unanswered = Literal["expired", "rejected", "failed", "cancelled"]
-GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
-    "deadline_passed": ("expired", "the deadline passed while the request waited"),
-    "pool_unavailable": ("rejected", "no pool took this request in time"),
-    "cancelled": ("cancelled", CANCELLED),
-    "outside_bound": (
-        "rejected",
-        "the policy in force binds the request to places of which it allows none",
-    ),
-    "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
-}
-"""The end and message of a held request that is given up, by reason."""
-
-
-def given_up(reason: str, why: Mapping[str, str]) -> tuple[Unanswered, str]:
-    """Return the end of a held request, and its message.
-
-    Args:
-        reason: a key of ``GIVEN_UP``.
-        why: the reason code of each pool that doesn't take it now: one without a worker, one whose
-            circuit is open and one without power are mended in different places.
-    """
-    status, message = GIVEN_UP[reason]
-    return status, f"{message}: {explain_each(list(why.items()))}" if why else message
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from streams.batcher.partition_state import HeldPartition, Judged, given_up
+from streams.batcher.expulsion import given_up
+from streams.batcher.partition_state import HeldPartition, Judged
 from streams.batcher.payload_cache import Payloads, Room
 from streams.batcher.prefetch import Prefetch
 from streams.cancellation.index import Cancellations, message_of
@@ -360,13 +361,13 @@ class Batcher:
 
     def _give_up(self, held: HeldPartition, end: Expelled, now: float) -> Effect:
         profile, source = end.member.profile, self._source(held, end.member)
-        why = self._placer.refusals(profile, now) if end.reason == "pool_unavailable" else {}
-        status, message = given_up(end.reason, why)
+        found = given_up(end, self._placer, now)
+        status, message = found.status, found.message
         is_wanted = end.reason != "cancelled"
         to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         status = "failed" if tried and status == "rejected" else status
-        error = ResultError(end.reason, to_client, (why | tried) or None)
+        error = ResultError(end.reason, to_client, (found.why | tried) or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._evidence_writer.ended(
             source, profile, status, now, hold=hold, reason=end.reason, message=message

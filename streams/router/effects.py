@@ -101,18 +101,20 @@ class RouteEffects:
         refusals = decision.refusals
         if tried:
             refusals = (refusals or {}) | tried
-        error = ResultError(decision.reason, decision.message or "", refusals, decision.retry_at)
+        message = decision.message
         status: Status
         step: Step
         if decision.action == "expire":
             status = step = "expired"
+            message = f"{message}{_before_routing(case)}"
         elif profile.attempt > 1:
             # It was accepted and tried, and no pool is left.
             status = step = "failed"
         else:
             status = step = "rejected"
+        error = ResultError(decision.reason, message or "", refusals, decision.retry_at)
         result = writer.no_answer(case.record, profile, status, error, case.now)
-        details = self._details(case, view_version, None)
+        details = self._details(case, view_version, None) | {"message": message}
         evidence = writer.ended(case.record, profile, step, case.now, **details)
         return Effect(case.record, [result, *evidence])
 
@@ -146,3 +148,15 @@ class RouteEffects:
             "reason": decision.reason,
             "message": decision.message,
         }
+
+
+def _before_routing(case: RoutedCase) -> str:
+    """Return where a request was until its deadline passed: with its client, here, or at a pool."""
+    record, profile, now = case.record, case.profile, case.now
+    if profile.fallbacks:
+        last = profile.fallbacks[-1]
+        return f" again, after {last.pool} had failed ({last.reason})"
+    came_at = record.came_at(now)
+    if came_at >= profile.deadline:
+        return f"; it had passed when the request came to {record.partition.topic}"
+    return f"; it waited {now - came_at:.1f} s for a router on {record.partition.topic}"

@@ -163,11 +163,21 @@ class OutcomeWriter:
         written += self._second_runs.asked_for(routed, outcome)
         return Effect(routed.record, written, subject=task)
 
-    def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
-        """Return result and evidence of a request whose start or answer came too late."""
-        when = "while it ran at" if has_run else "before its turn came at"
-        message = f"the deadline passed {when} {task.routed.pool}"
-        error = ResultError("deadline_passed", message)
+    def expired(self, task: Task, now: float, cause: CallError | None = None) -> Effect:
+        """Return result and evidence of a request whose start or answer came too late.
+
+        ``cause`` is how its run ended; None if it has not begun.
+        """
+        routed, pool = task.routed, task.routed.pool
+        details = {fallback.pool: fallback.reason for fallback in routed.profile.fallbacks}
+        if cause is None:
+            waited_s = now - routed.sent_at
+            when = f"before its turn came at {pool}, {waited_s:.1f} s after its placement"
+        else:
+            when = f"while it ran at {pool}: {cause.message}"
+            details[pool] = cause.code
+        message = f"the deadline passed {when}"
+        error = ResultError("deadline_passed", message, details or None)
         return self._without_answer(task, "expired", error, now)
 
     def cancelled(self, task: Task, message: str, now: float) -> Effect:

@@ -387,7 +387,7 @@ class Worker:
         except CallError as error:
             now = self._clock.now()
             if error.retry != "never" and now >= deadline:
-                return ending.expired(task, now, has_run=True)
+                return ending.expired(task, now, error)
             return ending.failed(task, error, now)
         finally:
             if task.stream is not None:

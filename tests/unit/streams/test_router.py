@@ -216,7 +216,22 @@ async def test_what_comes_too_late_has_expired() -> None:
     assert result.status == "expired"
     assert result.error is not None
     assert result.error.code == "deadline_passed"
-    assert [e.step for e in yard.evidence()] == ["expired"]
+    assert "it had passed when the request came to yard.requests" in result.error.message
+    (evidence,) = yard.evidence()
+    assert (evidence.step, evidence.message) == ("expired", result.error.message)
+
+
+async def test_what_waited_for_a_router_until_its_deadline_says_so() -> None:
+    yard = Yard()
+    yard.publish(0, id="late", deadline=START + 5)
+    yard.clock.at = START + 7
+    await route(yard)
+    error = yard.results()["late"].error
+    assert error is not None
+    assert error.message == (
+        "the deadline passed 2.0 s before the request was routed;"
+        " it waited 7.0 s for a router on yard.requests"
+    )
 
 
 BAD: dict[str, tuple[bytes | None, str]] = {
@@ -387,7 +402,10 @@ async def test_a_reroute_that_is_too_late_has_expired() -> None:
     yard.clock.at = profile.deadline
     reroute(yard, profile, "premium-eu")
     await route(yard)
-    assert yard.results()["c1"].status == "expired"
+    result = yard.results()["c1"]
+    assert result.error is not None
+    assert (result.status, result.error.details) == ("expired", {"premium-eu": "timeout"})
+    assert result.error.message.endswith("routed again, after premium-eu had failed (timeout)")
 
 
 async def test_a_reroute_without_its_profile_is_dead_lettered() -> None:

@@ -36,6 +36,9 @@ async def test_what_comes_to_its_turn_too_late_has_expired() -> None:
     assert (result.status, result.metadata) == ("expired", "m")
     assert result.error is not None
     assert result.error.code == "deadline_passed"
+    assert result.error.message.endswith(
+        "before its turn came at premium-eu, 9.0 s after its placement"
+    )
     assert result.timing.finished_at == START + 9
     assert "late" not in backend.began
     assert [e.step for e in yard.evidence() if e.request_id == "late"] == ["expired"]
@@ -52,7 +55,8 @@ async def test_what_runs_at_its_deadline_is_stopped_and_has_expired() -> None:
     result = yard.results()["c0"]
     assert (result.status, result.placement is not None) == ("expired", True)
     assert result.error is not None
-    assert "while it ran" in result.error.message
+    assert "while it ran at premium-eu: no answer within" in result.error.message
+    assert result.error.details == {"premium-eu": "timeout"}
     assert backend.cancelled == ["c0"]
 
 

@@ -1,0 +1,111 @@
+"""What a request that expires in the hold is told of its wait."""
+
+import pytest
+from hold_cases import hold, make_batcher, run
+from stream_cases import START, Yard, heartbeat
+
+from policies import Placer
+from topics import Profile, Result, VariantStatus
+
+DEADLINE = START + 30
+LANE = "has no lane for this kind of work"
+
+
+def expiry(yard: Yard, request_id: str) -> Result:
+    """Return the result of an expired request, whose evidence says the same."""
+    result = yard.results()[request_id]
+    assert result.error is not None
+    assert (result.status, result.error.code) == ("expired", "deadline_passed")
+    (evidence,) = yard.evidence("expired")
+    assert evidence.message == result.error.message
+    return result
+
+
+async def test_a_request_that_expires_says_what_kept_each_pool() -> None:
+    yard = Yard(live=[])
+    batcher, failing = make_batcher(yard), "premium-eu"
+    variants = {o.variant: VariantStatus(circuit="open") for o in yard.options.by_pool[failing]}
+    hold(yard, "c0", task="chat", deadline=DEADLINE)
+    transactor = await run(yard, batcher)
+    view = batcher._situation.view
+    yard.clock.at = DEADLINE - 1
+    view.report(heartbeat(yard.options, failing, yard.clock.at, variants=variants))
+    await transactor.step()
+    yard.clock.at = DEADLINE
+    await transactor.step()
+    error = expiry(yard, "c0").error
+    assert error is not None
+    assert error.details == {
+        "premium-us": "pool_unavailable",
+        "premium-eu": "circuit_open",
+        "boards-us": "lane",
+    }
+    assert error.message == (
+        "the deadline passed while the request waited: premium-eu fails, and gets no work until it "
+        f"answers a probe; premium-us has no live worker; boards-us {LANE}"
+    )
+
+
+async def test_constraints_that_left_one_pool_are_told_beside_what_it_lacked() -> None:
+    yard = Yard(live=["premium-us", "boards-us"])
+    only = {"regions": ["eu-west"]}
+    hold(yard, "c0", task="chat", deadline=DEADLINE, constraints=only)
+    transactor = await run(yard, make_batcher(yard))
+    yard.clock.at = DEADLINE
+    await transactor.step()
+    error = expiry(yard, "c0").error
+    assert error is not None
+    assert error.details == {
+        "premium-us": "region",
+        "premium-eu": "pool_unavailable",
+        "boards-us": "region",
+    }
+
+
+async def test_one_whose_batch_had_not_come_says_which_pool_it_was_for() -> None:
+    yard = Yard()
+    hold(yard, "s0", deadline=START + 600)
+    batcher = make_batcher(yard)
+    transactor = await run(yard, batcher)
+    await transactor.step()
+    assert batcher.sizes()
+    # The process slept over the last moment to release it.
+    yard.clock.at = START + 600
+    for pool in yard.options.by_pool:
+        batcher._situation.view.report(heartbeat(yard.options, pool, yard.clock.at))
+    await transactor.step()
+    error = expiry(yard, "s0").error
+    assert error is not None
+    assert error.message.endswith("boards-us was to take it, and its batch had not come")
+    assert error.details is None
+
+
+async def test_a_successor_says_which_pools_would_take_what_expired_before_it() -> None:
+    yard = Yard(live=["premium-us"])
+    hold(yard, "c0", task="chat", deadline=DEADLINE)
+    yard.clock.at = DEADLINE + 5
+    batcher = make_batcher(yard)
+    transactor = await run(yard, batcher)
+    batcher._situation.view.report(heartbeat(yard.options, "premium-us", yard.clock.at))
+    await transactor.step()
+    error = expiry(yard, "c0").error
+    assert error is not None
+    assert ": premium-us would take it now; premium-eu has no live worker; " in error.message
+
+
+async def test_a_request_expires_though_nobody_can_say_what_kept_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_placer: Placer, _profile: Profile, _now: float) -> dict[str, str]:
+        raise RuntimeError("an extension")
+
+    monkeypatch.setattr(Placer, "refusals", fail)
+    yard = Yard(live=[])
+    hold(yard, "c0", task="chat", deadline=DEADLINE)
+    transactor = await run(yard, make_batcher(yard))
+    yard.clock.at = DEADLINE
+    await transactor.step()
+    error = expiry(yard, "c0").error
+    assert error is not None
+    assert "what kept it is not known" in error.message
+    assert not yard.dead_letters()
