@@ -54,6 +54,11 @@ class Books:
         """Return the state of an account; an unknown one has nothing."""
         return self._states.get(account) or BudgetState(account, NOTHING, NOTHING)
 
+    def current(self, counted: Counted, now: float) -> BudgetState:
+        """Return the state of a budget's window in which a request of now would count."""
+        rule, owner, budget = counted
+        return self.state(self._account(rule, owner, budget.window_s, now))
+
     def states(self) -> Iterator[BudgetState]:
         """Yield all states."""
         yield from self._states.values()
@@ -74,6 +79,7 @@ class Books:
         for rule, owner, budget in counted:
             account = self._account(rule, owner, budget.window_s, now)
             accounts.append(account)
+            self._see(account)
             beyond = self._beyond(account, budget, amounts)
             if beyond is not None:
                 full.append(beyond)
@@ -115,9 +121,7 @@ class Books:
 
     def _account(self, rule: str, owner: str, window_s: float, now: float) -> Account:
         newest = self._newest.get((rule, owner, window_s), 0)
-        account = Account(rule, owner, window_s, max(newest, floor(now / window_s)))
-        self._see(account)
-        return account
+        return Account(rule, owner, window_s, max(newest, floor(now / window_s)))
 
     def _see(self, account: Account) -> None:
         line = (account.rule, account.owner, account.window_s)

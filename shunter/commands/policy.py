@@ -40,6 +40,7 @@ from shunter.console import (
     settings_from,
     wide_out,
 )
+from shunter.logs.budgets import read_books
 from shunter.logs.heartbeats import read_heartbeats
 from shunter.logs.policies import declarations_in_force
 from shunter.logs.quality import read_known
@@ -136,10 +137,10 @@ def explain(
 ) -> None:
     """Show the whole decision on a request, and what else may become of it.
 
-    Every pool counts as alive and idle, unless --live, which asks Kafka and changes nothing there.
-    What else may happen: where the request goes as pools become unavailable, and what may reject
-    or end it. Which pools have served its session, and how many requests of its kind come at
-    present, are known to routers alone.
+    Every pool counts as alive and idle, and every budget as unused, unless --live, which asks Kafka
+    and changes nothing there. What else may happen: where the request goes as pools become
+    unavailable, and what may reject or end it. Which pools have served its session, and how many
+    requests of its kind come at present, are known to routers alone.
 
     Example: shunter policy explain request.json --without premium-us
     """
@@ -163,17 +164,21 @@ def explain(
     first, *others = fallbacks(tagged.profile, options, checked_policy, pools, gone, now)
     decision = first.decision
     evidence = _evidence(tagged, decision, here, named(request), now)
+    counted = checked_policy.budgets_for(tagged.profile) if live else []
+    books = run(read_books(settings, tagged.profile.tenant)) if counted else None
+    also = limits(tagged.profile, checked_policy, books, now)
     if as_json:
         shown = _as_json(decision, evidence, tagged) | {
             "assumed_pools": _assumed(options),
             "otherwise": [_otherwise(each) for each in others],
-            "limits": limits(tagged.profile, checked_policy),
+            "limits": also,
+            "budgets": [books.current(each, now) for each in counted if books is not None],
         }
         typer.echo(orjson.dumps(shown).decode())
         return
     wide_out().print(story([evidence]))
     wide_out().print("what else may become of it:")
-    for line in [*map(_in_words, others), *limits(tagged.profile, checked_policy)]:
+    for line in [*map(_in_words, others), *also]:
         wide_out().print(f"  {visible_line(line)}", highlight=False, soft_wrap=True)
     if assumed := _assumed(options):
         told = ", ".join(assumed)

@@ -20,6 +20,11 @@ from topics.records import headers as h
 from topics.records.money import Account, BudgetState, Settlement
 
 
+def home_of(tenant: str, partitions: int) -> int:
+    """Return the partition that has all accounts of a tenant."""
+    return crc32(tenant.encode()) % partitions
+
+
 class Accounts:
     """The books of our partitions of the accounts topic."""
 
@@ -69,7 +74,7 @@ class Accounts:
             request_id.encode(),
             record.value,
             h.replaced(headers, added),
-            partition=crc32(tenant.encode()) % self._catalogue.partitions,
+            partition=home_of(tenant, self._catalogue.partitions),
         )
         return Effect(record, [outgoing])
 

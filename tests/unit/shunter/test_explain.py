@@ -18,8 +18,11 @@ from policies.fleet_state.view import idle_reports
 from policies.scoring.reasons import has_choice, reasons
 from shunter.cli import app
 from streams.config.declarations import load_fleet, load_policy
+from streams.router.accounts import home_of
 from topics import Catalogue, Evidence, QualityEntry, Settings, VariantQuality, encode
 from topics.admin.provisioning import apply
+from topics.iso_time import iso_time
+from topics.records.money import Account, Amounts, BudgetState
 from topics.records.quality import quality_key
 
 REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
@@ -266,6 +269,40 @@ async def test_live_knows_what_has_drifted(kafka: str, prefix: str, tmp_path: Pa
     refused = {each["pool"]: each["refused"] for each in told["candidates"]}
     assert refused[best["pool"]] == "drifted"
     assert told["candidates"][0]["pool"] != best["pool"]
+
+
+@pytest.mark.kafka
+async def test_live_tells_what_a_budget_has_used(kafka: str, prefix: str, tmp_path: Path) -> None:
+    settings = Settings(bootstrap_servers=kafka, topic_prefix=prefix)
+    at = ["--bootstrap-servers", kafka, "--topic-prefix", prefix]
+    await apply(settings, load_fleet(None).pools)
+    policy = tmp_path / "policy.yaml"
+    packaged = yaml.safe_load(Path("policies/defaults/policy.yaml").read_bytes())
+    month_s = 30 * 86_400.0
+    budgets = [{"window_s": month_s, "requests": 9000, "usd": 2.5}]
+    policy.write_text(yaml.safe_dump(packaged | {"tenants": {"acme": {"budgets": budgets}}}))
+    number = int(time.time() // month_s)
+    topic, home = Catalogue(settings).budgets, home_of("acme", settings.partitions)
+    old, new = (Account("tenants.acme", "acme", month_s, n) for n in (number - 1, number))
+    async with producing(settings) as producer:
+        for account, requests in ((old, 8000), (new, 1), (new, 1234)):
+            used = Amounts(requests, 0, 1_500_000_000)
+            state = encode(BudgetState(account, Amounts(7, 0, 250_000_000), used))
+            key = encode([account.rule, account.number])
+            await producer.send_and_wait(topic, state, key=key, partition=home)
+        await producer.send_and_wait(topic, b"{}", key=b"another", partition=home)
+    words = ("--live", "--policy", str(policy), *at)
+    text = await asyncio.to_thread(explained, tmp_path, *words, tenant="acme")
+    assert (
+        "beyond 9,000 requests, 2.5 USD in 2,592,000 s (tenants.acme): rejected as budget; used"
+        " 1,234 requests, 1.5 USD, kept for open ones 7 requests, 0.25 USD, until"
+        f" {iso_time(new.ends_at)}"
+    ) in text
+    told = json.loads(await asyncio.to_thread(explained, tmp_path, *words, "--json", tenant="acme"))
+    (state_now,) = told["budgets"]
+    assert (state_now["account"]["number"], state_now["used"]["requests"]) == (number, 1234)
+    idle = explained(tmp_path, "--policy", str(policy), tenant="acme")
+    assert "(tenants.acme): rejected as budget\n" in idle
 
 
 def test_the_end_of_a_wait_and_a_second_run_are_told(tmp_path: Path) -> None:
