@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -43,19 +43,14 @@ def table(
     """Return rows as a table, a line each, with its title in place of the first heading.
 
     The heading of the sort column is marked. If there is not room for all, only flexible columns
-    shrink.
+    shrink; of a table without any, columns of wider terminals are left out.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    headings = [Text(("*" if c.heading == sorted_by else "") + c.heading) for c in of]
-    if title is not None:
-        headings[0] = Text("*" if of[0].heading == sorted_by else "").append_text(title)
-    cells = [[_text(column.show(row)) for row in rows] for column in of]
-    widths = [
-        max([heading.cell_len, *(cell.cell_len for cell in each)])
-        for heading, each in zip(headings, cells, strict=True)
-    ]
-    excess = sum(widths) + len(widths) - width
-    for column, heading, widest in zip(of, headings, widths, strict=True):
+    drawn = [_drawn(column, rows, sorted_by, None if n else title) for n, column in enumerate(of)]
+    if not any(each.column.is_flexible for each in drawn):
+        drawn = _as_many_as_fit(drawn, width)
+    excess = sum(each.widest + 1 for each in drawn) - width
+    for column, heading, _, widest in drawn:
         shown = max(heading.cell_len, widest - excess) if column.is_flexible else widest
         made.add_column(
             heading,
@@ -64,9 +59,37 @@ def table(
             overflow="ellipsis",
             width=min(widest, shown),
         )
-    for row in zip(*cells, strict=True):
+    for row in zip(*(each.cells for each in drawn), strict=True):
         made.add_row(*row)
     return made
+
+
+class _Drawn(NamedTuple, Generic[T]):
+    """A column as it is shown; ``widest`` is the width that nothing of it is cut at."""
+
+    column: Column[T]
+    heading: Text
+    cells: list[Text]
+    widest: int
+
+
+def _drawn(column: Column[T], rows: Sequence[T], sorted_by: str, title: Text | None) -> _Drawn[T]:
+    heading = Text("*" if column.heading == sorted_by else "")
+    heading.append_text(Text(column.heading) if title is None else title)
+    cells = [_text(column.show(row)) for row in rows]
+    return _Drawn(column, heading, cells, max(each.cell_len for each in (heading, *cells)))
+
+
+def _as_many_as_fit(drawn: Sequence[_Drawn[T]], width: int) -> list[_Drawn[T]]:
+    """Return the columns without the last ones of the widest terminals, as far as they must go."""
+    kept = list(drawn)
+    # The last has no gap behind it.
+    while sum(each.widest + 1 for each in kept) - 1 > width:
+        at = max(range(len(kept)), key=lambda n: (kept[n].column.columns_min, n))
+        if not kept[at].column.columns_min:
+            break
+        del kept[at]
+    return kept
 
 
 def _text(shown: str | Text) -> Text:
@@ -107,9 +130,12 @@ def _busy(pool: PoolView) -> str | Text:
 def _circuit(pool: PoolView) -> str | Text:
     if pool.state == "none":
         return NONE
-    if not pool.circuits:
-        return "closed"
-    return Text(f"{len(pool.circuits)} open", "bold red")
+    found = (
+        (f"{len(pool.circuits)} open", pool.circuits),
+        (f"{len(pool.drifted)} drift", pool.drifted),
+    )
+    told = " ".join(words for words, variants in found if variants)
+    return Text(told, "bold red") if told else "closed"
 
 
 def _speed(pool: PoolView) -> str:
@@ -137,7 +163,7 @@ POOLS: Sequence[Column[PoolView]] = (
     Column("queued", lambda p: count(p.queued), lambda p: p.queued),
     Column("backlog", lambda p: duration(p.backlog_s), lambda p: p.backlog_s),
     Column("speed", _speed, lambda p: min(p.speed.values(), default=0.0)),
-    Column("breaker", _circuit, lambda p: len(p.circuits), justify="left"),
+    Column("breaker", _circuit, lambda p: len(p.circuits) + len(p.drifted), justify="left"),
     Column("direct", lambda p: count(p.direct), lambda p: p.direct, 130),
     Column("batch", lambda p: count(p.batch), lambda p: p.batch, 130),
     Column("failed", lambda p: count(p.fallbacks), lambda p: p.fallbacks, 130),

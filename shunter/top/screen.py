@@ -24,7 +24,8 @@ s        sort it by the next column     r         turn its order round
 A column that is sorted by has a * before its name.
 busy     device time of what was completed, over that of the pool's replicas
 speed    predicted over measured device time: 2x is twice as fast as its roofline
-breaker  model variants whose circuit is not closed; nothing is sent to them
+breaker  model variants whose circuit is not closed: nothing is sent to them; and those whose
+         answers have drifted from a reference: nothing is sent that minds it
 SLO      completed by the deadline, with TTFT and TPOT as wanted; cancelled ones left out
 goes     when the group's window ends; it goes earlier if it is full or its slack runs out
 spent    of busy device time; "on premium" is for the same tokens on the cheapest premium

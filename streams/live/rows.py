@@ -79,7 +79,7 @@ def _money(tally: LiveCounters, seconds: float) -> Money:
 
 
 def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> Iterator[PoolView]:
-    declared = view.options.by_pool
+    declared, drifted = view.options.by_pool, view.quality.drifted()
     others = sorted((view.workers.pools() | set(view.total.pools)) - set(declared))
     for name in [*declared, *others]:
         reports = view.workers.live(name, now)
@@ -105,6 +105,7 @@ def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> 
             backlog_s=min(backlogs, default=0.0),
             speed=_speed(reports),
             circuits=_circuits(reports),
+            drifted=sorted(drifted.get(name, ())),
             direct=told.direct,
             batch=told.batch,
             fallbacks=told.fallbacks,

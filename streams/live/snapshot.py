@@ -57,7 +57,8 @@ class PoolView:
     full. ``busy`` is the device time of the work completed in the window over that of all replicas,
     None if unknown: work that ends at once can exceed it for a while. ``speed`` is predicted over
     measured device time by model variant; ``circuits`` the variants whose circuit breaker is not
-    closed on some worker. ``assumed``: no servers were measured on its device, so that predictions
+    closed on some worker; ``drifted`` those whose answers have drifted from a reference.
+    ``assumed``: no servers were measured on its device, so that predictions
     for it err more. ``cached_share`` is the part of the answered prompts' tokens that prefix caches
     had, None if there were none. ``wh_per_request`` and ``total_wh`` are device time at busy power.
     ``usd_per_hour`` is for the work in the window, not the price of devices.
@@ -78,6 +79,7 @@ class PoolView:
     backlog_s: float
     speed: dict[str, float]
     circuits: dict[str, str]
+    drifted: list[str]
     direct: int
     batch: int
     fallbacks: int

@@ -5,6 +5,7 @@ from collections import deque
 import msgspec
 
 from policies import Option, Options, Policy
+from policies.quality.verdict_state import KnownQuality
 from streams.engine.log import Record
 from streams.evidence.projection import RoutedStep, SeenEnvelope, SeenTarget, decode_routed_step
 from streams.evidence.slo_outcomes import outcomes
@@ -14,7 +15,7 @@ from streams.live.premium import able_premium, premium_usd_of
 from streams.live.sliding_window import SlidingWindow
 from streams.live.snapshot import FallbackView
 from streams.live.workers import Workers
-from topics import BadRecordError, Catalogue, PoolStatus, decode
+from topics import BadRecordError, Catalogue, PoolStatus, QualityEntry, decode
 from topics.bounded_dict import BoundedDict
 from topics.records.evidence import ENDS
 
@@ -27,9 +28,10 @@ _Asked = tuple[SeenTarget, tuple[Option, ...]]
 
 
 class LiveView:
-    """Folds evidence, heartbeats and the hold. The evidence of an end has all of its result.
+    """Folds evidence, heartbeats, the hold and verdicts on answers.
 
-    Memory is bounded by the hold (``held_records_max``) and by limits on everything else.
+    The evidence of an end has all of its result. Memory is bounded by the hold
+    (``held_records_max``) and by limits on everything else.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LiveView:
         self.window = SlidingWindow(window_s)
         self.total = LiveCounters()
         self.workers = Workers()
+        self.quality = KnownQuality()
         self.holds = HoldIndex(held_records_max)
         self.fallbacks: deque[FallbackView] = deque(maxlen=FALLBACKS_MAX)
         self.unreadable = 0
@@ -70,7 +73,7 @@ class LiveView:
     @property
     def whole_topics(self) -> list[str]:
         """The compacted topics, of which every record counts, however old."""
-        return [self._catalogue.pool_status, self._catalogue.held]
+        return [self._catalogue.pool_status, self._catalogue.held, self._catalogue.quality]
 
     def take(self, record: Record, now: float) -> None:
         """Process a record. An unreadable one is counted and skipped."""
@@ -86,6 +89,8 @@ class LiveView:
             elif topic == self._catalogue.pool_status:
                 self.workers.take(decode(PoolStatus, value))
                 self.workers.forget(now)
+            elif topic == self._catalogue.quality:
+                self.quality.take(decode(QualityEntry, value))
         except (msgspec.MsgspecError, BadRecordError):
             self.unreadable += 1
 

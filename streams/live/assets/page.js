@@ -105,8 +105,8 @@ function state(pool) {
 function circuit(pool) {
   const open = Object.entries(pool.circuits);
   if (pool.state === "none") return NONE;
-  if (!open.length) return "closed";
-  return [make("span", open.map(([variant, how]) => `${how}: ${variant}`).join(", "), "bad")];
+  const found = [...open.map(([variant, how]) => `${how}: ${variant}`), ...pool.drifted.map((variant) => `drifted: ${variant}`)];
+  return found.length ? [make("span", found.join(", "), "bad")] : "closed";
 }
 
 function speed(pool) {

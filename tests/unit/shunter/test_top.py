@@ -16,14 +16,23 @@ from shunter.top.figures import bar, duration, percent, usd
 from shunter.top.screen import screen
 from shunter.top.state import SECTIONS, State
 from streams.live import Snapshot
-from topics import PoolStatus, encode
+from topics import PoolStatus, QualityEntry, VariantQuality, encode
 from topics.admin.provisioning import AdminError
 from topics.embedded_broker.settings import free_port
 from topics.records.heartbeat import VariantStatus
 
 EXPECTED_IN_24_LINES = [
     *("shunter top", "ended/s", "completed 9", "no_pool 1", "% less"),
-    *("POOLS", "silicon-us", "1 open", "no worker", "CLASSES", "chat", "HOLDS", "FALLBACKS"),
+    *(
+        "POOLS",
+        "silicon-us",
+        "1 open 1 drift",
+        "no worker",
+        "CLASSES",
+        "chat",
+        "HOLDS",
+        "FALLBACKS",
+    ),
 ]
 
 
@@ -36,6 +45,8 @@ def snapshot() -> Snapshot:
         variants = {o.variant: VariantStatus(speed=0.9 + n / 10) for n, o in enumerate(options)}
         if pool == "silicon-us":
             variants[options[0].variant] = VariantStatus(circuit="open")
+            drifted = VariantQuality(pool, options[0].variant, "reference", verdict="drifted")
+            topics.put(CATALOGUE.quality, encode(QualityEntry(variant=drifted)))
         status = PoolStatus(
             *(pool, "w", NOW, "up", 1.0, "d", "r", 1024, 345, 1234, 98.7),
             variants=variants,
@@ -98,6 +109,15 @@ class TestScreen:
         lines = drawn(pressed("3", "\r"), 80, 24)
         assert any("1/128" in line or "1%" in line for line in lines)
         assert all("…" not in line.split("█")[-1] for line in lines if "█" in line)
+
+    @pytest.mark.parametrize("width", [80, 105, 130, 140, 200])
+    def test_columns_give_way_where_the_figures_of_others_are_long(self, width: int) -> None:
+        lines = drawn(pressed("1", "\r"), width, 24)
+        rows = [line for line in lines if line.startswith(tuple(OPTIONS.by_pool))]
+        assert len(rows) == len(OPTIONS.by_pool)
+        assert not any("…" in line for line in rows)
+        (drifted,) = [line for line in rows if "1 open 1 drift " in line]
+        assert drifted.startswith("silicon-us")
 
     def test_markup_in_an_id_is_shown_as_it_is(self) -> None:
         assert "[red]0" in " ".join(drawn(State(), 140, 60))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from live_cases import CATALOGUE, NOW, OPTIONS, POLICY, Topics, of_pool
 
-from topics import PoolStatus, encode
+from topics import PoolStatus, QualityEntry, VariantQuality, encode
 from topics.records.heartbeat import VariantStatus
 
 
@@ -27,6 +27,17 @@ class TestPools:
         assert (pool.workers, pool.slots, pool.running, pool.queued) == (2, 200, 100, 6)
         assert (pool.load, pool.backlog_s) == (0.5, 0.5)
         assert (pool.speed["v"], pool.circuits) == (1.2, {"w": "open"})
+
+    def test_a_variant_counts_as_drifted_until_a_later_verdict(self) -> None:
+        topics = Topics()
+        for verdict, drifted in (("open", []), ("drifted", ["v"]), ("as_reference", [])):
+            state = VariantQuality("silicon-us", "v", "reference", verdict=verdict)
+            topics.put(CATALOGUE.quality, encode(QualityEntry(variant=state)))
+            topics.put(CATALOGUE.quality, None)
+            shown = topics.shown()
+            assert of_pool(shown, "silicon-us").drifted == drifted
+            assert not of_pool(shown, "premium-us").drifted
+        assert not topics.view.unreadable
 
     def test_the_newest_heartbeat_counts_and_a_silent_worker_is_none(self) -> None:
         topics = Topics()
