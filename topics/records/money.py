@@ -1,6 +1,7 @@
 """Money and energy: what work took, what budgets keep. Whole numbers, so that all sums agree."""
 
 from topics.records.frozen import dataclass
+from topics.records.integers import Integer
 
 NANO = 1_000_000_000
 """Nano-dollars of a dollar, and nano-watt-hours of a watt hour."""
@@ -13,11 +14,11 @@ class Spent:
     ``nano_wh`` is 0 where the energy of the device isn't known.
     """
 
-    nano_usd: int
-    input_tokens: int = 0
-    output_tokens: int = 0
+    nano_usd: Integer
+    input_tokens: Integer = 0
+    output_tokens: Integer = 0
     device_s: float = 0.0
-    nano_wh: int = 0
+    nano_wh: Integer = 0
 
     @property
     def usd(self) -> float:
@@ -53,7 +54,7 @@ class Account:
     rule: str
     owner: str
     window_s: float
-    number: int
+    number: Integer
 
     @property
     def ends_at(self) -> float:
@@ -65,10 +66,10 @@ class Account:
 class Amounts:
     """Amounts of the four units that budgets are in."""
 
-    requests: int = 0
-    tokens: int = 0
-    nano_usd: int = 0
-    nano_wh: int = 0
+    requests: Integer = 0
+    tokens: Integer = 0
+    nano_usd: Integer = 0
+    nano_wh: Integer = 0
     """Of requests with a budget in watt hours; of others 0."""
 
     def plus(self, other: "Amounts") -> "Amounts":
@@ -94,7 +95,7 @@ class Amounts:
 class Reservation:
     """Amounts that a request's accounts keep for it. ``home`` is the partition that has them."""
 
-    home: int
+    home: Integer
     accounts: tuple[Account, ...]
     amounts: Amounts
 

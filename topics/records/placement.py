@@ -3,6 +3,7 @@
 from typing import Literal
 
 from topics.records.frozen import dataclass
+from topics.records.integers import Integer
 from topics.records.profile import Fallback
 
 Path = Literal["direct", "batch"]
@@ -31,7 +32,7 @@ class Placement:
     region: str
     path: Path
     batch_id: str | None = None
-    attempt: int = 1
+    attempt: Integer = 1
     fallbacks: tuple[Fallback, ...] = ()
 
 

@@ -5,18 +5,15 @@ fallback, worker) reads this profile and leaves the payload untouched.
 """
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any, Literal
 
 from topics.records.frozen import dataclass
+from topics.records.integers import Integer
 from topics.records.money import Reservation, Spent
 from topics.records.quality import QualityCheck
 from topics.records.quote_terms import Quoted
 
 TagSource = Literal["client", "policy", "estimate"]
-# What is longer could be read and not be written again.
-Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Money is whole nano-dollars, so that a price is the same number wherever it is w
 """
 
 from topics.records.frozen import dataclass
+from topics.records.integers import Integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Quoted:
     """
 
     id: str
-    nano_usd: int
+    nano_usd: Integer
     chance: float
 
 
