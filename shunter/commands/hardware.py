@@ -59,6 +59,9 @@ def predict(
 def list_(catalogue: CatalogueFiles = None, as_json: AsJson = False) -> None:
     """List devices and models, and whether their figures are measured, published or assumed.
 
+    The error is the factor by which a latency may be off, the power that of a busy device; it is
+    unknown where nobody published it.
+
     Example: shunter hardware list
     """
     try:
@@ -70,13 +73,18 @@ def list_(catalogue: CatalogueFiles = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(orjson.dumps(dict(zip(("devices", "models"), told, strict=True))).decode())
         return
-    for title, entries in zip(("device", "model"), told, strict=True):
-        table = Table(title, "status", "error", "source")
-        for each in entries:
-            deviation = each["error"]
-            shown = f"x {math.exp(deviation):.2f}" if isinstance(deviation, float) else ""
-            table.add_row(str(each["name"]), str(each["status"]), shown, str(each["source"]))
-        wide_out().print(table)
+    devices, models = told
+    table = Table("device", "status", "error", "power", "source")
+    for each in devices:
+        deviation, power_w = each["error"], each["power_w"]
+        factor = f"x {math.exp(deviation):.2f}" if isinstance(deviation, float) else "unknown"
+        power = "unknown" if power_w is None else f"{power_w:,g} W"
+        table.add_row(str(each["name"]), str(each["status"]), factor, power, str(each["source"]))
+    wide_out().print(table)
+    table = Table("model", "status", "source")
+    for each in models:
+        table.add_row(*(str(each[column]) for column in ("name", "status", "source")))
+    wide_out().print(table)
 
 
 def _devices(known: HardwareCatalogue) -> list[dict[str, object]]:
@@ -85,6 +93,7 @@ def _devices(known: HardwareCatalogue) -> list[dict[str, object]]:
             "name": name,
             "status": device.status,
             "error": device.error or None,
+            "power_w": device.power_w,
             "source": device.measured or device.source,
             "assumptions": device.assumptions,
         }
@@ -94,7 +103,7 @@ def _devices(known: HardwareCatalogue) -> list[dict[str, object]]:
 
 def _models(known: HardwareCatalogue) -> list[dict[str, object]]:
     return [
-        {"name": name, "status": model.status, "error": None, "source": model.source}
+        {"name": name, "status": model.status, "source": model.source}
         for name, model in sorted(known.models.items())
     ]
 

@@ -213,6 +213,27 @@ def test_tables_mark_what_is_assumed(tmp_path: Path) -> None:
     assert "gpt-oss-120b" in listed
 
 
+def test_a_power_that_nobody_published_is_unknown_and_models_have_no_error() -> None:
+    told = json.loads(typed("list", "--json").stdout)
+    watts = {each["name"]: each["power_w"] for each in told["devices"]}
+    assert (watts["h100"], watts["crescent-island"]) == (700, 350)
+    assert [name for name, power_w in watts.items() if power_w is None] == [
+        "ai200", "epyc-venice", "inferentia2", "mi455x", "tpu-v5e", "tpu-v6e", "tpu7x",
+    ]  # fmt: skip
+    assert all("error" not in each for each in told["models"])
+    devices, models = typed("list").stdout.split("model  ", 1)
+    rows = {
+        row.split()[1]: row
+        for row in devices.splitlines()
+        if row.startswith("\N{BOX DRAWINGS LIGHT VERTICAL} ")
+    }
+    assert "1,000 W" in rows["b200"]
+    assert "unknown" in rows["ai200"]
+    assert "x 1.42" in rows["h100"]
+    assert " error " in devices.splitlines()[1]
+    assert " error " not in models.splitlines()[0]
+
+
 def test_lengths_may_begin_at_nothing(tmp_path: Path) -> None:
     header = f"{HEADER},requests,length_low"
     rows = [f"h100,llama-3.1-8b,fp8,1,2,2,4,1000,{low}" for low in ("0", "0.5")]
