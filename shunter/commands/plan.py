@@ -85,7 +85,7 @@ def plan(
     Example: shunter plan --rate 10 --without-any pool --minutes 5
     """
     settings = settings_from(fleet=fleet, policy=policy)
-    declared = load_fleet(settings.fleet)
+    declared = _as_it_is(load_fleet(settings.fleet))
     arrivals = compress(read_trace(trace), rate)
     setting = Setting(arrivals, declared, load_policy(settings.policy), Reality())
     offered = _market(market, declared)
@@ -164,6 +164,25 @@ def _alone(
         return _found(only, narrowed, wanted, [case for case in inside if case], seconds)[2]
     except (NoBoundError, NoPlanError) as error:
         return str(error)
+
+
+def _as_it_is(fleet: Fleet) -> Fleet:
+    """Return a fleet whose pools take the time that their devices take.
+
+    Raises:
+        UserError: a pool is simulated faster or slower, while its rent is that of its devices.
+    """
+    scaled = [
+        f"{name} of {scale:g}"
+        for name, pool in fleet.pools.items()
+        if (scale := getattr(pool.backend, "time_scale", 1.0)) != 1.0
+    ]
+    if scaled:
+        raise UserError(
+            f"pools have a time_scale, {', '.join(scaled)}: a plan rents devices as they are;"
+            " leave it out"
+        )
+    return fleet
 
 
 def _market(path: Path | None, fleet: Fleet) -> Market:

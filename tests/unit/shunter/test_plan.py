@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from backtest_cases import FLEET, POLICY, replay, sample
 from exact_instances import instance
 from exact_schedule import exact_schedule
@@ -370,3 +371,15 @@ def test_where_nothing_holds_it_is_told_what_is_missed(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["plan", "--market", str(file), "--no-kinds"])
     assert outcome.exit_code == 1
     assert "no fleet" in str(outcome.exception)
+
+
+def test_a_pool_that_is_faster_than_its_devices_is_refused_by_name(tmp_path: Path) -> None:
+    declared = yaml.safe_load(Path("policies/defaults/fleet.yaml").read_bytes())
+    for name, scale in (("silicon-us", 10), ("cpu-eu", 1)):
+        declared["pools"][name]["backend"] = {"type": "simulated", "time_scale": scale}
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump(declared))
+    words = ["plan", "--fleet", str(file), "--no-kinds", "--minutes", "0.1"]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 1
+    assert "pools have a time_scale, silicon-us of 10: a plan rents" in str(outcome.exception)
