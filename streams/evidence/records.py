@@ -141,6 +141,7 @@ class EvidenceWriter:
                 trace_id=record.trace_id,
                 metadata=None if profile.is_background else metadata_of(record.value),
                 reference_of=profile.of,
+                model=profile.model,
             )
         )
 
@@ -163,6 +164,7 @@ class EvidenceWriter:
             error=ResultError(code, message, retry_at=retry_at),
             trace_id=trace_id,
             metadata=request.metadata,
+            model=request.model,
         )
         evidence = self._unprofiled(record, request, "rejected", code, message, now)
         return Effect(record, [self.result(result), evidence])

@@ -31,7 +31,11 @@ def line_of_result(result: Result, custom_id: str | None = None) -> tuple[bytes,
     answer = result.response if failure is None else failure
     if answer is None:
         return error_line(result.id, name, "no_answer", "The result has no answer."), True
-    said = {"status_code": answer.status_code, "request_id": result.id, "body": answer.body}
+    body = answer.body
+    if failure is None and result.model is not None and isinstance(body, dict):
+        # As OpenAI's own: the server's name for it is that of the variant, which placement has.
+        body = body | {"model": result.model}
+    said = {"status_code": answer.status_code, "request_id": result.id, "body": body}
     return _line(result.id, name, said, None, _told(result)), failure is not None
 
 

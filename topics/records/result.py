@@ -78,3 +78,6 @@ class Result:
     metadata: Any = None
     reference_of: str | None = None
     """Of a second run that the quality watch asked for, the id of the client's request."""
+    model: str | None = None
+    """The model that the request named; its variant is in ``placement``. None in what earlier
+    versions wrote."""

@@ -133,6 +133,7 @@ class OutcomeWriter:
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
+            model=profile.model,
         )
         evidence = self._evidence_writer.ended(
             routed.record,
@@ -251,6 +252,7 @@ class OutcomeWriter:
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
+            model=profile.model,
         )
         evidence = self._evidence_writer.ended(
             routed.record,

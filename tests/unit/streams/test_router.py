@@ -185,6 +185,7 @@ async def test_what_no_pool_could_serve_is_rejected_with_its_reason(kind: str) -
     assert result.error.code == code
     assert told in result.error.message
     assert result.metadata == {"a": [1]}
+    assert result.model == fields.get("model", MODEL)
     assert result.trace_id == TRACEPARENT.decode()[3:35]
     assert result.timing.finished_at == START
     (evidence,) = yard.evidence()

@@ -100,6 +100,25 @@ def test_a_line_of_an_answer() -> None:
     assert json.loads(line_of_result(result("s"))[0])["id"] != said["id"]
 
 
+def test_a_line_names_the_model_that_was_asked_for() -> None:
+    body = {"id": "x", "model": "llama-3.1-8b-int8", "choices": []}
+    answered = replace(result("r"), response=Response(200, body), model="llama-3.1-8b")
+    said = json.loads(line_of_result(answered)[0])
+    assert list(said["response"]["body"].items()) == [
+        ("id", "x"),
+        ("model", "llama-3.1-8b"),
+        ("choices", []),
+    ]
+    assert said["shunter"]["placement"]["model_variant"] == "llama-3.1-8b-int8"
+    before = json.loads(line_of_result(replace(answered, model=None))[0])
+    assert before["response"]["body"] == body
+    theirs = {"error": {"code": "theirs"}}
+    refused = replace(
+        ended("failed", "request_refused"), response=Response(418, theirs), model="llama-3.1-8b"
+    )
+    assert json.loads(line_of_result(refused)[0])["response"]["body"] == theirs
+
+
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
 def test_what_never_ended_has_no_response(status: str) -> None:
     line, is_error = line_of_result(ended(status, "x"))

@@ -34,6 +34,7 @@ async def test_what_comes_to_its_turn_too_late_has_expired() -> None:
     await step_until(transactor, lambda: "late" in yard.results(), "the end of the late one")
     result = yard.results()["late"]
     assert (result.status, result.metadata) == ("expired", "m")
+    assert result.model == MODEL
     assert result.error is not None
     assert result.error.code == "deadline_passed"
     assert result.error.message.endswith(

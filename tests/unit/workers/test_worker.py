@@ -45,6 +45,7 @@ async def test_an_answer_its_evidence_and_the_progress_are_one_transaction() -> 
     assert result.usage == Usage(20, 10)
     assert result.cost == Cost(0.9 * option.usd_per_s, PROMISED.cost_usd)
     assert result.metadata == {"of": "mine"}
+    assert result.model == "yard-8b"
     assert result.trace_id == TRACEPARENT.decode()[3:35]
     assert result.timing == Timing(START, START, None, START + 1.0, START + 1.2, START + 3.0)
     assert result.placement is not None
