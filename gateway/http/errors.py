@@ -1,6 +1,7 @@
 """Errors as OpenAI's API writes them, for any path and method."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import orjson
@@ -15,6 +16,8 @@ _TYPES = {
 _SERVERS_FAULT = 500
 # Where another try can't help: SDKs would try 409 and all from 500 on again.
 _FINAL = frozenset({409, 422, 502, 504})
+# OpenAI's Python client 1.109 takes no longer Retry-After for one, and comes again within 8 s.
+OBEYED_S_MAX = 60
 
 
 class ApiError(Exception):
@@ -78,7 +81,10 @@ class ApiError(Exception):
         if self.status in _FINAL:
             headers["x-should-retry"] = "false"
         if self.retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, -int(-self.retry_after_s // 1)))
+            wait_s = max(1, ceil(self.retry_after_s))
+            headers["Retry-After"] = str(wait_s)
+            if wait_s > OBEYED_S_MAX:
+                headers["x-should-retry"] = "false"
         return json_response(self.body(), status=self.status, headers=headers)
 
 

@@ -124,9 +124,15 @@ def test_each_end_has_its_status(found: Result, status: int, code: str) -> None:
     assert (answer.headers.get("x-should-retry") == "false") == is_final
 
 
-def test_a_full_budget_tells_when_its_window_ends() -> None:
-    error = ResultError("budget", "full", retry_at=NOW + 90)
-    found = Result("req_1", "rejected", Timing(NOW, finished_at=NOW + 10.5), error=error)
+@pytest.mark.parametrize(
+    ("left_s", "wait", "again"), [(0.2, "1", None), (60.0, "60", None), (60.1, "61", "false")]
+)
+def test_a_full_budget_tells_when_its_window_ends(
+    left_s: float, wait: str, again: str | None
+) -> None:
+    """And where no client would wait as long, that it shall not try again by itself."""
+    error = ResultError("budget", "full", retry_at=NOW + 10 + left_s)
+    found = Result("req_1", "rejected", Timing(NOW, finished_at=NOW + 10), error=error)
     answer = refusal_of(found, ASKED, FleetState(Settings(), SystemClock())).response()
-    assert (answer.status, answer.headers["Retry-After"]) == (429, "80")
-    assert "x-should-retry" not in answer.headers
+    assert (answer.status, answer.headers["Retry-After"]) == (429, wait)
+    assert answer.headers.get("x-should-retry") == again
