@@ -121,7 +121,7 @@ def told(body: Any) -> str:
 
 
 async def as_told(x: Exchange) -> None:
-    """Answer as the conversation says: ``hold`` waits after a piece, ``refuse`` is refused."""
+    """Answer as the conversation says: ``hold``, ``stall`` and ``break`` end after a piece."""
     said = told(x.body)
     if said == "refuse":
         error = {"message": "no", "type": "invalid_request_error", "param": "n", "code": "odd"}
@@ -134,9 +134,11 @@ async def as_told(x: Exchange) -> None:
             await asyncio.sleep(3600)
         finally:
             HELD.remove(x)
-    elif said == "break":
+    elif said in {"stall", "break"}:
         await x.events()
         await x.event(x.piece("one "))
+        if said == "break":
+            x.writer.close()
     else:
         await good(x)
 
