@@ -45,6 +45,7 @@ from streams.kafka.instance_name import claim_name
 from streams.metrics import Metrics
 from streams.metrics.gauges import Readings, span_gauges
 from streams.tracing.setup import from_environment
+from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, PolicyLog, Settings, Topic
 from topics.admin.acls import worker as worker_role
 from workers.backends.base import Backend
@@ -210,33 +211,18 @@ def _run_worker(
     policy, options = declared.policy, compile_options(declared.fleet)
     catalogue, served = Catalogue(settings), served_by(pool, options)
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)
-    uniform = random.SystemRandom().random
-    attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)
     telemetry = from_environment("worker", settings.instance)
     writer = f"worker/{pool}/{settings.instance}"
     signer = make_signer(settings, writer, clock)
-    evidence_writer = EvidenceWriter(
-        catalogue, writer, signer.digests, policy.version, options.version
+    active = _active_policy(
+        situation(options, policy),
+        EvidenceWriter(catalogue, writer, signer.digests, policy.version, options.version),
     )
-    # No tokens are counted here, and no tokenizer has to be where workers run.
-    active = ActivePolicy(
-        DecisionContext(situation(options, policy), evidence_writer, TokenCounter({})),
-        lambda _fleet: TokenCounter({}),
-    )
-    second = SecondRuns(evidence_writer, telemetry, load_judges())
-    ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
-    spans = WorkSpans(telemetry, catalogue, clock, pool, served[0].provider)
-    observers: list[Observer] = [spans, Learning(experience)]
-    worker = Worker(
-        *(pool, served, attempts, evidence_writer, ending, clock, cancellations),
-        Streams(publisher),
-        in_flight_max=settings.in_flight_max,
-        in_flight_bytes_max=settings.in_flight_bytes_max,
-        share_of=lambda tenant: active.situation.policy.limits_of(tenant).share,
+    worker = _stage(
+        settings, pool, active, backend, breakers, telemetry, cancellations, publisher, clock
     )
-    worker.take_context(active.terms)
     keep = active.keep(worker.take_context)
     gauges = [worker_gauges(pool, worker, breakers), span_gauges(telemetry)]
     metrics = _metrics(settings, options, policy, gauges)
@@ -244,6 +230,8 @@ def _run_worker(
     active.tell(lambda here: _end_if_other(pool, served, here))
     followers: list[TopicFollower] = [CancellationFollower(settings, cancellations)]
     followers += [] if follows is None else [_policies(settings, active, follows, clock)]
+    spans = WorkSpans(telemetry, catalogue, clock, pool, served[0].provider)
+    observers: list[Observer] = [spans, Learning(experience)]
     drain = DrainingService(worker, settings, signer, metrics, observers, keep, served[0].notice_s)
     run_app(
         f"worker-{pool}",
@@ -268,3 +256,40 @@ def _run_worker(
         work_s_max=drain.drain_s_max,
         metrics=metrics.page,
     )
+
+
+def _active_policy(here: Situation, evidence_writer: EvidenceWriter) -> ActivePolicy:
+    # No tokens are counted here, and no tokenizer has to be where workers run.
+    return ActivePolicy(
+        DecisionContext(here, evidence_writer, TokenCounter({})), lambda _fleet: TokenCounter({})
+    )
+
+
+def _stage(
+    settings: Settings,
+    pool: str,
+    active: ActivePolicy,
+    backend: Backend,
+    breakers: Breakers,
+    telemetry: Telemetry,
+    cancellations: Cancellations,
+    publisher: StreamPublisher,
+    clock: Clock,
+) -> Worker:
+    """Return the stage that runs a pool's requests, by the policy in force."""
+    here, evidence_writer = active.situation, active.terms.evidence_writer
+    attempts_max = here.policy.attempts_max
+    uniform = random.SystemRandom().random
+    attempts = Attempts(backend, breakers, clock, attempts_max=attempts_max, uniform=uniform)
+    second = SecondRuns(evidence_writer, telemetry, load_judges())
+    ending = OutcomeWriter(evidence_writer, telemetry, attempts_max, read_host(), second)
+    served = served_by(pool, here.options)
+    worker = Worker(
+        *(pool, served, attempts, evidence_writer, ending, clock, cancellations),
+        Streams(publisher),
+        in_flight_max=settings.in_flight_max,
+        in_flight_bytes_max=settings.in_flight_bytes_max,
+        share_of=lambda tenant: active.situation.policy.limits_of(tenant).share,
+    )
+    worker.take_context(active.terms)
+    return worker
