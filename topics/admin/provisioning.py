@@ -146,9 +146,9 @@ async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClie
         raise AdminError(f"the connection settings can't be used: {error}") from error
     del options["bootstrap_servers"]
     with _refusal_told(settings, answering):
-        servers = await _log_in(options, answering)
+        server = await _log_in(options, answering)
     admin = AIOKafkaAdminClient(
-        **options, bootstrap_servers=servers, request_timeout_ms=int(REQUEST_S_MAX * 1000)
+        **options, bootstrap_servers=server, request_timeout_ms=int(REQUEST_S_MAX * 1000)
     )
     try:
         with _refusal_told(settings, answering):
@@ -190,8 +190,8 @@ def _refusal_told(settings: Settings, answering: Sequence[str]) -> Iterator[None
         ) from error
 
 
-async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> list[str]:
-    """Return the brokers, one that accepts the login first: the client itself hides why none does.
+async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> str:
+    """Return a broker that accepts the login: the client itself hides why none does.
 
     If a broker accepts connections but doesn't answer, as a proxy before a dead broker does, the
     next is tried. A refusal is final: another try with the same password may lock the user out.
@@ -212,7 +212,8 @@ async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> list[
         closed = connection.close()
         if closed is not None:
             await closed
-        return [address, *(other for other in answering if other != address)]
+        # Alone: the client would ask them in any order, and a silent one for a whole request.
+        return address
     raise AssertionError("the last broker lets in or raises")
 
 

@@ -1,9 +1,11 @@
 """Topic administration: what is missing is made, what differs is told, what exists is kept."""
 
 import asyncio
+import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -132,10 +134,15 @@ class TestTopics:
         report = await apply(settings.model_copy(update={"bootstrap_servers": servers}), POOLS)
         assert report.is_complete
 
+    @pytest.mark.parametrize("shuffle", [lambda _hosts: None, list.reverse])
     async def test_a_silent_server_among_those_named_is_no_obstacle(
-        self, settings: Settings
+        self,
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+        shuffle: Callable[[list[Any]], None],
     ) -> None:
-        """As a proxy before a broker that is gone."""
+        """As a proxy before a broker that is gone, in whichever order the client asks."""
+        monkeypatch.setattr(random, "shuffle", shuffle)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             servers = f"127.0.0.1:{silent.getsockname()[1]},{settings.bootstrap_servers}"
             report = await apply(settings.model_copy(update={"bootstrap_servers": servers}), POOLS)
