@@ -1,10 +1,14 @@
 """What a request that expires in the hold is told of its wait."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hold_cases import hold, make_batcher, run
-from stream_cases import START, Yard, heartbeat
+from stream_cases import START, Yard, heartbeat, make_profile
 
-from policies import Placer
+from policies import Expelled, Member, Placer
+from streams.batcher.expulsion import given_up
 from topics import Profile, Result, VariantStatus
 
 DEADLINE = START + 30
@@ -78,6 +82,32 @@ async def test_one_whose_batch_had_not_come_says_which_pool_it_was_for() -> None
     assert error is not None
     assert error.message.endswith("boards-us was to take it, and its batch had not come")
     assert error.details is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"is_crowded": True}, "boards-us had no room for its batch"),
+        (
+            {"wait_until": START + 3600},
+            "boards-us was to take it at a cheaper hour, 2027-01-15T09:",
+        ),
+        ({"wait_until": START - 1}, "boards-us was to take it, and its batch had not come"),
+        ({"path": "direct"}, "boards-us was to take it, and its turn had not come"),
+    ],
+)
+async def test_room_an_hour_and_a_turn_are_told_as_what_was_awaited(
+    changes: dict[str, Any], told: str
+) -> None:
+    yard = Yard()
+    placer = Placer(yard.situation())
+    waiting = Member(make_profile(yard.policy, id="s0", task="summarization"), "group", START, 0)
+    target = placer.target([waiting], START)
+    assert target is not None
+    end = Expelled(waiting, "deadline_passed", replace(target, **changes))
+    found = given_up(end, placer, START)
+    assert found.message.startswith(f"the deadline passed while the request waited: {told}")
+    assert found.why == {}
 
 
 async def test_a_successor_says_which_pools_would_take_what_expired_before_it() -> None:
