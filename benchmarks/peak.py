@@ -16,7 +16,7 @@ from pathlib import Path
 from policies import Options, compile_options
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival, compress
-from shunter.backtest.bound_iterations import TokenTimes
+from shunter.backtest.bound_times import TokenTimes
 from shunter.backtest.files import read_trace
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.plan.judge import busiest

@@ -3,139 +3,266 @@
 An iteration takes the larger of its arithmetic and its memory traffic. Over all iterations together
 prompts (arithmetic) would hide behind decode steps (memory) for nothing. Only so many iterations
 have a prompt in them as prompts have chunks, though, so that those are counted apart from the
-others: in each kind the larger of the two counts, and most decode steps are of the second.
-docs/placement.md derives the rows.
+others, and those with short prompts alone apart from those with long ones: in each kind the larger
+of the two counts. docs/placement.md derives the rows.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies import Option
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from shunter.backtest.bound_ends import limit_spans, spans_after
+from shunter.backtest.bound_times import (
+    Iterations,
+    Served,
+    TokenTimes,
+    chunk_tokens,
+    chunks_of,
+    context_beyond,
+    context_tokens,
+    memory_share,
+)
 from shunter.backtest.demand import Demand
 from shunter.backtest.programme import Programme
 
-Served = Sequence[tuple[int, Demand]]
-"""The requests that an option may serve, each with the variable of its share."""
+# The longest prompts of the kinds of iterations in which short prompts end, in times of what is
+# computed while a full batch's memory is read.
+SHORT = (0.25, 0.5, 0.75, 1.0, 1.5)
+# The shares of decode steps whose contexts are shorter than those at which readers are told apart.
+READ_AT = (0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
-class Iterations:
-    """Variables of one kind of iterations of a variant.
+class Kinds:
+    """The kinds of iterations of a variant.
+
+    Attributes:
+        edges: the longest prompts of the classes of short prompts.
+        chunked: those with a chunk of a prompt, by the class of the longest that ends in them. Of
+            the last class are those with a chunk that ends no prompt, and all in the spans of the
+            trace's end, which follow one after the other.
+        others: those without a prompt, before the spans and in each.
+    """
+
+    edges: Sequence[int]
+    chunked: Sequence[Sequence[Iterations]]
+    others: Sequence[Iterations]
+
+    @property
+    def with_prompts(self) -> list[Iterations]:
+        """Those with a chunk of a prompt."""
+        return [kind for each in self.chunked for kind in each]
+
+    @property
+    def every(self) -> list[Iterations]:
+        """All of them."""
+        return [*self.with_prompts, *self.others]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """Variables of the ends of chunks that end no prompt, beyond the least of each prompt.
 
     Attributes:
         count: how many.
-        seconds: their time, without what prompts take beside arithmetic and memory.
-        steps: decode steps of sequences in them.
-        reserved: shares of the memory that those sequences have, summed over their steps.
-        read: thousands of tokens whose keys and values those steps read.
-        prompt_s: arithmetic of the prompts in them that may be in either kind.
+        forced: those of iterations in which no other prompt ends, each with the least tokens of
+            requests that don't count there.
     """
 
     count: int
-    seconds: int
-    steps: int
-    reserved: int
-    read: int
-    prompt_s: int
+    forced: dict[int, int]
 
     @classmethod
-    def new(cls, programme: Programme) -> "Iterations":
+    def new(cls, programme: Programme, option: Option, served: Served) -> "Cuts":
         """Add the variables to a programme."""
-        return cls(*(programme.variable() for _ in range(6)))
+        chunk = chunk_tokens(option)
+        cuts = cls(programme.variable(), {programme.variable(): chunk})
+        by_gap: dict[int, dict[int, float]] = {}
+        for column, demand in served:
+            gap = chunk * chunks_of(demand, option) - demand.input_tokens + 1
+            by_gap.setdefault(gap.bit_length() - 1, {})[column] = -1.0
+        for bits, row in by_gap.items():
+            column = programme.variable()
+            cuts.forced[column] = 1 << bits
+            programme.at_most.append((row | {column: 1.0}, 0.0))
+        every = dict.fromkeys(cuts.forced, 1.0) | {cuts.count: -1.0}
+        programme.at_most.append((every, 0.0))
+        return cuts
 
 
 def add_iterations(
-    programme: Programme, option: Option, served: Served, busy: dict[int, float]
-) -> None:
-    """Add the iterations that serve these shares; ``busy`` is the row that gets their time."""
-    times = TokenTimes.of(option)
-    chunked, others = Iterations.new(programme), Iterations.new(programme)
-    busy[chunked.seconds] = busy[others.seconds] = 1.0
-    for column, demand in served:
-        busy[column] = busy.get(column, 0.0) + times.prompt_beside_s(demand)
-    _split(programme, option, served, chunked, others)
-    _limit_chunked(programme, option, served, chunked)
-    _limit_sharing(programme, option, served, chunked, others)
-    prompts = {c: times.prompt_compute_s(d) for c, d in served if is_ordered(d, option)}
-    _add_seconds(programme, option, chunked, prompts)
-    _add_seconds(programme, option, others, {})
+    programme: Programme,
+    option: Option,
+    served: Served,
+    busy: dict[int, float],
+    last_s: float | None = None,
+) -> Kinds:
+    """Add the iterations that serve these shares, and return them by kinds.
 
-
-def is_ordered(demand: Demand, option: Option) -> bool:
-    """Return whether its prompt is computed in the order of arrival, whatever else comes.
-
-    What may come as a batch is overtaken by direct work, between any two of its chunks.
+    Args:
+        programme: gets the rows.
+        option: the option.
+        served: the requests.
+        busy: the row that gets the iterations' time.
+        last_s: the last arrival of a whole trace, whose iterations are told apart further: by
+            short prompts, by contexts, and by spans after it. None: these rows would cost more time
+            than they are worth.
     """
-    return not (demand.profile.batchable and "batch" in option.lanes)
+    edges = () if last_s is None else short_prompts(option, served)
+    spans = () if last_s is None else spans_after(programme, option, served, last_s)
+    before = Kinds(
+        edges,
+        [[Iterations.new(programme)] for _ in range(len(edges) + 1)],
+        [Iterations.new(programme)],
+    )
+    kinds = Kinds(
+        edges,
+        [
+            *before.chunked[:-1],
+            [*before.chunked[-1], *(span.chunked for span in spans)],
+        ],
+        [*before.others, *(span.others for span in spans)],
+    )
+    cuts = Cuts.new(programme, option, served)
+    _add_beside(option, served, cuts, busy)
+    for kind in kinds.every:
+        busy[kind.seconds] = 1.0
+        _add_seconds(programme, option, kind)
+    programme.limits |= {kind.prompt_s: 0.0 for kind in kinds.others}
+    _split(programme, option, served, kinds.every)
+    _split_prompts(programme, option, served, kinds, cuts)
+    _limit_chunked(programme, option, served, kinds, cuts)
+    _limit_sharing(programme, option, served, kinds)
+    if last_s is not None:
+        _limit_reads(programme, served, kinds.every)
+    if spans:
+        limit_spans(programme, option, served, before.every, spans, cuts.forced)
+    return kinds
 
 
-def chunks_of(demand: Demand) -> int:
-    """Return in how many iterations its prompt is computed at least."""
-    return math.ceil(demand.input_tokens / PREFILL_CHUNK_TOKENS)
+def short_prompts(option: Option, served: Served) -> list[int]:
+    """Return the longest prompts of the kinds of iterations in which short ones end."""
+    times, chunk = TokenTimes.of(option), chunk_tokens(option)
+    steps = sum(d.steps for _, d in served)
+    read = sum(context_tokens(d) for _, d in served) / steps if steps else 0.0
+    batch = min(option.max_batch, option.kv_capacity_tokens / read) if read else 1
+    balance = (times.full_s + batch * (read * times.kv_s - times.token_s)) / times.token_s
+    found = {round(share * balance) for share in SHORT}
+    return sorted(edge for edge in found if 0 < edge < chunk)
 
 
-def memory_share(demand: Demand, option: Option) -> float:
-    """Return the share of a replica's memory for keys and values that it has while it runs."""
-    return (demand.input_tokens + demand.output_tokens) / option.kv_capacity_tokens
+def _add_beside(option: Option, served: Served, cuts: Cuts, busy: dict[int, float]) -> None:
+    """Add to the busy time what prompts and chunks take beside arithmetic and memory."""
+    times = TokenTimes.of(option)
+    for column, demand in served:
+        busy[column] = busy.get(column, 0.0) + times.prompt_beside_s(demand, option)
+    busy[cuts.count] = times.prompt_s
+    # Each has a chunk of a prompt of a request that doesn't count, besides.
+    for column, tokens in cuts.forced.items():
+        busy[column] = times.prompt_s + tokens * times.traffic_s
 
 
 def _split(
-    programme: Programme, option: Option, served: Served, chunked: Iterations, others: Iterations
+    programme: Programme, option: Option, served: Served, kinds: Sequence[Iterations]
 ) -> None:
-    """Have all decode steps, and the prompts that may be anywhere, in one of the two kinds."""
-    times = TokenTimes.of(option)
-    steps = {chunked.steps: -1.0, others.steps: -1.0}
-    read = {chunked.read: -1.0, others.read: -1.0}
-    reserved = {chunked.reserved: -1.0, others.reserved: -1.0}
-    prompt_s = {chunked.prompt_s: -1.0, others.prompt_s: -1.0}
+    """Have each decode step in one of the kinds."""
+    steps = {kind.steps: -1.0 for kind in kinds}
+    read = {kind.read: -1.0 for kind in kinds}
+    reserved = {kind.reserved: -1.0 for kind in kinds}
     for column, demand in served:
         if demand.steps:
             steps[column] = demand.steps
             reserved[column] = demand.steps * memory_share(demand, option)
             read[column] = context_tokens(demand) / 1000
-        if not is_ordered(demand, option):
-            prompt_s[column] = times.prompt_compute_s(demand)
-    programme.equal += [(steps, 0.0), (reserved, 0.0), (read, 0.0), (prompt_s, 0.0)]
+    programme.equal += [(steps, 0.0), (reserved, 0.0), (read, 0.0)]
+
+
+def _limit_reads(programme: Programme, served: Served, kinds: Sequence[Iterations]) -> None:
+    """Have no kind read more than so many steps can, of those that read most."""
+    decoding = sorted((d.input_tokens + (1 + d.steps) // 2, d.steps) for _, d in served if d.steps)
+    total, seen = sum(count for _, count in decoding), 0
+    at: list[int] = []
+    for tokens, count in decoding:
+        seen += count
+        while len(at) < len(READ_AT) and seen >= READ_AT[len(at)] * total:
+            at.append(tokens)
+    for tokens in sorted(set(at)):
+        beyond: dict[int, float] = {}
+        for column, demand in served:
+            more = context_beyond(demand, tokens) / 1000
+            if more:
+                beyond[column] = -more
+        for kind in kinds:
+            mine = programme.variable()
+            beyond[mine] = 1.0
+            row = {kind.read: 1.0, kind.steps: -tokens / 1000, mine: -1.0}
+            programme.at_most.append((row, 0.0))
+        programme.at_most.append((beyond, 0.0))
+
+
+def _split_prompts(
+    programme: Programme, option: Option, served: Served, kinds: Kinds, cuts: Cuts
+) -> None:
+    """Have each prompt in iterations of its own length or longer ones."""
+    times = TokenTimes.of(option)
+    for at, edge in enumerate(kinds.edges):
+        row = {kind.prompt_s: 1.0 for each in kinds.chunked[: at + 1] for kind in each}
+        for column, demand in served:
+            if demand.input_tokens <= edge:
+                row[column] = -times.prompt_compute_s(demand)
+        programme.at_most.append((row, 0.0))
+    every = {kind.prompt_s: 1.0 for kind in kinds.with_prompts}
+    every |= {column: -times.prompt_compute_s(demand) for column, demand in served}
+    every |= {column: -tokens * times.token_s for column, tokens in cuts.forced.items()}
+    programme.equal.append((every, 0.0))
 
 
 def _limit_chunked(
-    programme: Programme, option: Option, served: Served, chunked: Iterations
+    programme: Programme, option: Option, served: Served, kinds: Kinds, cuts: Cuts
 ) -> None:
-    """Bound the iterations with a chunk of an ordered prompt, from both sides.
-
-    From above: where a prompt is cut short of a whole chunk, it is the first in the next iteration.
-    """
-    most: dict[int, float] = {chunked.count: 1.0}
-    tokens: dict[int, float] = {chunked.count: -1.0}
+    """Bound the iterations with a chunk of a prompt, from both sides."""
+    chunk = chunk_tokens(option)
+    ends: list[dict[int, float]] = [{kind.count: 1.0 for kind in each} for each in kinds.chunked]
+    most: dict[int, float] = {count: 1.0 for each in ends for count in each}
+    tokens: dict[int, float] = dict.fromkeys(most, -1.0)
+    ends[-1][cuts.count] = -1.0
     for column, demand in served:
-        if is_ordered(demand, option):
-            most[column] = -1.0 - chunks_of(demand)
-            tokens[column] = demand.input_tokens / PREFILL_CHUNK_TOKENS
-    programme.at_most += [(most, 0.0), (tokens, 0.0)]
+        chunks = chunks_of(demand, option)
+        most[column] = -chunks
+        tokens[column] = demand.input_tokens / chunk
+        if chunks > 1:
+            ends[-1][column] = 1.0 - chunks
+        kind = ends[bisect_left(kinds.edges, demand.input_tokens)]
+        kind[column] = kind.get(column, 0.0) - 1.0
+    most |= dict.fromkeys(cuts.forced, -1.0)
+    programme.at_most += [(row, 0.0) for row in (most, tokens, *ends)]
 
 
-def _limit_sharing(
-    programme: Programme, option: Option, served: Served, chunked: Iterations, others: Iterations
-) -> None:
+def _limit_sharing(programme: Programme, option: Option, served: Served, kinds: Kinds) -> None:
     """Bound the iterations from below, by the most requests that can share one."""
-    for kind in (chunked, others):
+    places: dict[int, float] = {}
+    memory: dict[int, float] = {}
+    for kind in kinds.with_prompts:
+        places |= {kind.count: -float(option.max_batch), kind.steps: 1.0}
+        memory |= {kind.count: -1.0, kind.reserved: 1.0}
+    for column, demand in served:
         # A prompt under way has its place, and its memory, as a reply has.
-        places = {kind.count: -1.0, kind.steps: 1.0 / option.max_batch}
+        chunks = chunks_of(demand, option)
+        places[column] = chunks
+        memory[column] = chunks * memory_share(demand, option)
+    programme.at_most += [(places, 0.0), (memory, 0.0)]
+    for kind in kinds.every:
+        # A prompt takes one of the places.
+        most = float(option.max_batch - (kind not in kinds.others))
+        places = {kind.count: -most, kind.steps: 1.0}
         memory = {kind.count: -1.0, kind.reserved: 1.0}
-        for column, demand in served:
-            if kind is chunked and is_ordered(demand, option):
-                places[column] = chunks_of(demand) / option.max_batch
-                memory[column] = chunks_of(demand) * memory_share(demand, option)
         read = {kind.read: 1000.0 / option.kv_capacity_tokens, kind.reserved: -1.0}
         programme.at_most += [(places, 0.0), (memory, 0.0), (read, 0.0)]
-    chunks: dict[int, float] = {chunked.count: -1.0, others.count: -1.0}
-    for column, demand in served:
-        chunks[column] = demand.input_tokens / PREFILL_CHUNK_TOKENS
-    programme.at_most.append((chunks, 0.0))
+    counts = dict.fromkeys((kind.count for kind in kinds.every), -1.0)
     for weight in _weights(option, [demand for _, demand in served]):
-        pace: dict[int, float] = {chunked.count: -1.0, others.count: -1.0}
+        pace = dict(counts)
         for column, demand in served:
             limit_s = demand.profile.tpot_s
             if demand.steps and limit_s is not None:
@@ -144,17 +271,8 @@ def _limit_sharing(
         programme.at_most.append((pace, 0.0))
 
 
-def _add_seconds(
-    programme: Programme, option: Option, kind: Iterations, prompts: dict[int, float]
-) -> None:
-    """Have iterations take as long as their arithmetic and as their memory traffic do at least.
-
-    Args:
-        programme: gets the rows.
-        option: what runs them.
-        kind: the iterations.
-        prompts: by the variable of a share, the arithmetic of the prompt, if it is in this kind.
-    """
+def _add_seconds(programme: Programme, option: Option, kind: Iterations) -> None:
+    """Have iterations take as long as their arithmetic and as their memory traffic do at least."""
     times, most = TokenTimes.of(option), option.max_batch
     beside_s = times.traffic_s + times.sequence_s
     # In a mixture of experts a step touches more weights the more sequences share it: concave, so
@@ -173,13 +291,7 @@ def _add_seconds(
         kind.steps: beside_s + growth_s,
         kind.read: 1000 * times.kv_s,
     }
-    programme.at_most += [(compute | prompts, 0.0), (memory, 0.0)]
-
-
-def context_tokens(demand: Demand) -> float:
-    """Return the tokens that all decode steps of a request read together."""
-    count = demand.steps
-    return count * (demand.input_tokens + 1) + count * (count - 1) / 2
+    programme.at_most += [(compute, 0.0), (memory, 0.0)]
 
 
 def _root_context(demand: Demand) -> float:
@@ -205,51 +317,3 @@ def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
     root = sum(d.steps * _root_context(d) for d in limited)
     spare = sum(d.steps * _spare_tokens(option, d.profile.tpot_s or 0.0) for d in limited)
     return [factor * root / spare for factor in (0.5, 1.0, 2.0)]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenTimes:
-    """Seconds that an option takes.
-
-    Per token computed, per attention pair, per cached token read; for the weights that one and a
-    full batch of sequences touch; for the overhead of an iteration, of a token's exchange between
-    devices, of a decoding sequence, and of a prompt or chunk of one.
-    """
-
-    token_s: float
-    pair_s: float
-    kv_s: float
-    one_s: float
-    full_s: float
-    overhead_s: float
-    traffic_s: float
-    sequence_s: float
-    prompt_s: float
-
-    @classmethod
-    def of(cls, option: Option) -> "TokenTimes":
-        """Return the terms of the option's roofline (`policies.hardware.roofline`)."""
-        r = option.roofline
-        flops = r.flops * r.compute_efficiency
-        bytes_per_s = r.bandwidth_bytes_per_s * r.bandwidth_efficiency
-        untouched = 1 - r.active_weights_bytes / r.weights_bytes
-        return cls(
-            token_s=2 * r.active_parameters / flops,
-            pair_s=4 * r.attention_width * r.layers / flops,
-            kv_s=r.kv_bytes_per_token / bytes_per_s,
-            one_s=r.active_weights_bytes / bytes_per_s,
-            full_s=r.weights_bytes * (1 - untouched**option.max_batch) / bytes_per_s,
-            overhead_s=r.step_overhead_s,
-            traffic_s=r.traffic_token_s,
-            sequence_s=r.sequence_overhead_s,
-            prompt_s=r.prompt_overhead_s,
-        )
-
-    def prompt_compute_s(self, demand: Demand) -> float:
-        """Return the arithmetic of a prompt."""
-        tokens = demand.input_tokens
-        return tokens * self.token_s + tokens * tokens / 2 * self.pair_s
-
-    def prompt_beside_s(self, demand: Demand) -> float:
-        """Return the least that a prompt takes beside arithmetic and memory."""
-        return demand.input_tokens * self.traffic_s + chunks_of(demand) * self.prompt_s

@@ -11,7 +11,7 @@ from math import floor
 
 from policies import Option, Options
 from shunter.backtest.bound_work import add_work, token_usd
-from shunter.backtest.demand import Demand, able
+from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.programme import Programme
 
 WINDOW_S = 300.0
@@ -146,13 +146,3 @@ def _moments(demand: Demand, option: Option) -> Iterator[tuple[float, float]]:
         next_s = min(first_s + CELL_S, last_s)
         yield next_s - prefill_s, first_s + decode_s
         first_s += CELL_S
-
-
-def latest_end_s(demand: Demand) -> float:
-    """Return when a request that is served in time has ended at the latest."""
-    profile = demand.profile
-    if profile.ttft_s is None or profile.tpot_s is None:
-        return profile.deadline
-    return min(
-        profile.deadline, profile.created_at + profile.ttft_s + demand.steps * profile.tpot_s
-    )

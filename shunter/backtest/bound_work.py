@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from policies import Option, Options
-from shunter.backtest.bound_iterations import Served, add_iterations
+from shunter.backtest.bound_iterations import add_iterations
+from shunter.backtest.bound_times import Served
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 from topics.records.money import NANO
@@ -26,7 +27,9 @@ def volume_bound(demands: Sequence[Demand], options: Options) -> float:
             mine[column] = 1.0
             columns.setdefault((option.pool, option.variant), []).append((column, demand))
         programme.equal.append((mine, 1.0))
-    add_work(programme, options, columns, {pool: [column] for pool, column in busy.items()})
+    last_s = max((demand.profile.created_at for demand in demands), default=None)
+    pools = {pool: [column] for pool, column in busy.items()}
+    add_work(programme, options, columns, pools, last_s)
     # Few long rows: the simplex takes a third of the interior-point method's time here.
     return programme.solve("highs-ds")
 
@@ -46,6 +49,7 @@ def add_work(
     options: Options,
     served_by: Mapping[tuple[str, str], Served],
     busy: Mapping[str, Sequence[int]],
+    last_s: float | None = None,
 ) -> None:
     """Make each pool busy for as long as the iterations of its variants take.
 
@@ -54,11 +58,12 @@ def add_work(
         options: the fleet.
         served_by: requests by pool and variant.
         busy: by pool, the variables whose sum is its busy time in seconds.
+        last_s: the last arrival, if it is the work of a whole trace.
     """
     for pool, choices in options.by_pool.items():
         row = dict.fromkeys(busy[pool], -1.0)
         for option in choices:
             served = served_by.get((pool, option.variant), ())
             if served:
-                add_iterations(programme, option, served, row)
+                add_iterations(programme, option, served, row, last_s)
         programme.at_most.append((row, 0.0))

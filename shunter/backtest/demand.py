@@ -57,3 +57,13 @@ def able(demand: Demand, options: Options) -> Iterator[Option]:
         ):
             continue
         yield option
+
+
+def latest_end_s(demand: Demand) -> float:
+    """Return when a request that is served in time has ended at the latest."""
+    profile = demand.profile
+    if profile.ttft_s is None or profile.tpot_s is None:
+        return profile.deadline
+    return min(
+        profile.deadline, profile.created_at + profile.ttft_s + demand.steps * profile.tpot_s
+    )

@@ -16,9 +16,8 @@ from typing import NamedTuple
 from policies import Fleet, Options, compile_options
 from policies.backtest.workload import profiles_of
 from policies.scoring.constraints import refusal
-from shunter.backtest.bound_iterations import TokenTimes
-from shunter.backtest.bound_streaming import latest_end_s
-from shunter.backtest.demand import Demand, able
+from shunter.backtest.bound_times import TokenTimes
+from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting
 from shunter.plan.cuts import Misses, SpanSet

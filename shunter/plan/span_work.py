@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from policies import Option, Options
-from shunter.backtest.bound_streaming import latest_end_s
 from shunter.backtest.bound_work import add_work
-from shunter.backtest.demand import Demand, able
+from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.programme import Programme
 
 ANY = ""

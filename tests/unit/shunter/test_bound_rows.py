@@ -1,0 +1,145 @@
+"""The rows of the bound's work: what any run of accelerators does keeps every one of them."""
+
+import random
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import pytest
+from iteration_witness import (
+    Iteration,
+    RunRequest,
+    RunWitness,
+    one_option,
+    reserved,
+    some_requests,
+    witness,
+)
+
+from shunter.backtest.bound_ends import SPANS_AT_S
+from shunter.backtest.bound_iterations import Kinds, add_iterations
+from shunter.backtest.bound_times import Iterations, chunk_tokens
+from shunter.backtest.programme import Programme
+
+SOLVED = 1e-6
+
+
+def kind_of(kinds: Kinds, run: RunWitness, iteration: Iteration, last_s: float) -> Iterations:
+    """Return the kind that docs/placement.md says an iteration is of."""
+    span = bisect_left([last_s + at for at in SPANS_AT_S], iteration.ends_at)
+    span = min(span, len(kinds.others) - 1)
+    if not iteration.ended and not iteration.cut:
+        return kinds.others[span]
+    if span:
+        return kinds.chunked[-1][span]
+    if iteration.cut:
+        return kinds.chunked[-1][0]
+    longest = max(run.demands[name].input_tokens for name in iteration.ended)
+    return kinds.chunked[bisect_left(kinds.edges, longest)][0]
+
+
+def rows_of(programme: Programme, run: RunWitness, last_s: float | None) -> Kinds:
+    """Add the rows of what a run served, each request wholly at its option."""
+    served = [(programme.variable(), demand) for demand in run.demands.values()]
+    programme.equal += [({column: 1.0}, 1.0) for column, _ in served]
+    busy = {programme.variable(run.option.usd_per_s): -1.0}
+    kinds = add_iterations(programme, run.option, served, busy, last_s)
+    programme.at_most.append((busy, 0.0))
+    return kinds
+
+
+def least_usd(run: RunWitness, last_s: float | None) -> float:
+    """Return the least cost that the rows allow where their variables are what the run was."""
+    programme = Programme()
+    kinds = rows_of(programme, run, last_s)
+    values: dict[Iterations, list[float]] = defaultdict(lambda: [0.0] * 6)
+    for iteration in run.iterations:
+        if not (iteration.reads or iteration.ended or iteration.cut):
+            continue
+        kind = kind_of(kinds, run, iteration, float("inf") if last_s is None else last_s)
+        read = sum(context for _, context in iteration.reads) / 1000
+        share = reserved(run, iteration)
+        mine = (1.0, iteration.seconds, len(iteration.reads), share, read, iteration.prompt_s)
+        values[kind] = [a + b for a, b in zip(values[kind], mine, strict=True)]
+    for kind in kinds.every:
+        count, seconds, steps, share, read, prompt_s = values[kind]
+        slack = SOLVED * (1 + seconds)
+        programme.at_most += [({kind.seconds: 1.0}, seconds + slack)]
+        # Arithmetic of requests that don't count may be there besides.
+        programme.at_most += [({kind.prompt_s: -1.0}, slack - prompt_s)]
+        for column, value in zip(
+            (kind.count, kind.steps, kind.reserved, kind.read),
+            (count, steps, share, read),
+            strict=True,
+        ):
+            slack = SOLVED * (1 + value)
+            programme.at_most += [({column: 1.0}, value + slack), ({column: -1.0}, slack - value)]
+    return programme.solve("highs-ds")
+
+
+def keeps_every_row(run: RunWitness) -> bool:
+    last_s = max(demand.profile.created_at for demand in run.demands.values())
+    return 0 < least_usd(run, last_s) <= run.busy_s * run.option.usd_per_s * (1 + SOLVED)
+
+
+def runs(seed: int) -> Iterator[RunWitness]:
+    draw = random.Random(seed)
+    for _ in range(6):
+        kv_tokens = draw.choice([9_000, 60_000])
+        option = one_option(draw.choice([2, 4, 16]), kv_tokens, draw.choice([0.0, 0.005]))
+        asked = some_requests(draw, chunk_tokens(option), option.kv_capacity_tokens)
+        if any(each.counts for each in asked):
+            yield witness(option, asked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_run_keeps_every_row(seed: int) -> None:
+    for run in runs(seed):
+        assert keeps_every_row(run)
+        assert 0 < least_usd(run, None) <= run.busy_s * run.option.usd_per_s * (1 + SOLVED)
+
+
+def test_a_prompt_that_another_cuts_is_in_one_iteration_more_for_what_the_other_costs() -> None:
+    option = one_option(4, 9_000, 0.3)
+    chunk = chunk_tokens(option)
+    # 512 tokens of another prompt are needed to cut it, and it leaves a thousand for the next one.
+    late = RunRequest("late", 0.0, 0.0, 1_512, 1, 0, 0, counts=False)
+    cut = RunRequest("cut", 0.0, 0.0, chunk - 511, 1, 0, 1)
+    run = witness(option, [late, cut])
+    assert [(each.cut, each.ended) for each in run.iterations] == [(["cut"], []), ([], ["cut"])]
+    assert keeps_every_row(run)
+
+
+def test_company_of_long_contexts_makes_a_long_reply_last_for_longer() -> None:
+    option = one_option(16, 200_000, 0.0)
+
+    def with_company(replies: dict[str, int]) -> RunWitness:
+        company = [
+            RunRequest(name, 0.0, 0.0, 3_000, reply, 0, 0) for name, reply in replies.items()
+        ]
+        return witness(option, [*company, RunRequest("long", 9.0, 9.0, 3_000, 400, 0, 0)])
+
+    # All end together, so that each step of the long reply is shared by as many as there is room.
+    probe = with_company({str(n): 5_000 for n in range(15)})
+    joins = next(at for at, each in enumerate(probe.iterations) if len(each.reads) == 16)
+    before = Counter(name for each in probe.iterations[:joins] for name, _ in each.reads)
+    run = with_company({name: steps + 400 for name, steps in before.items()})
+    assert sum(len(each.reads) == 16 for each in run.iterations) == 399
+    assert keeps_every_row(run)
+
+
+def test_those_runs_have_iterations_of_every_kind() -> None:
+    found: set[tuple[str, int]] = set()
+    for run in (each for seed in range(20) for each in runs(seed)):
+        last_s = max(demand.profile.created_at for demand in run.demands.values())
+        kinds = rows_of(Programme(), run, last_s)
+        for each in run.iterations:
+            kind = kind_of(kinds, run, each, last_s)
+            if kind in kinds.others:
+                found.add(("others", kinds.others.index(kind)))
+            elif kind in kinds.chunked[-1]:
+                found.add(("chunked", kinds.chunked[-1].index(kind)))
+            else:
+                found.add(("short", len(kinds.edges)))
+    assert found >= {("others", 0), ("others", 1), ("chunked", 0), ("chunked", 1)}
+    assert any(name == "short" for name, _ in found)
