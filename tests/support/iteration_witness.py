@@ -27,8 +27,13 @@ SLACK_S = 1e-6
 _settle = Accelerator._settle
 
 
-def one_option(max_batch: int, kv_tokens: int, prompt_overhead_s: float) -> Option:
-    """Return an option of a small device, with so many places and tokens of memory."""
+def one_option(
+    max_batch: int, kv_tokens: int, prompt_overhead_s: float, active: float = 1.0
+) -> Option:
+    """Return an option of a small device, with so many places and tokens of memory.
+
+    ``active`` is the share of the weights that one token touches.
+    """
     fleet = parse_fleet(exact_instances.FLEET, "a test")
     (option,) = compile_options(fleet).by_pool["near"]
     roofline = option.roofline
@@ -36,6 +41,8 @@ def one_option(max_batch: int, kv_tokens: int, prompt_overhead_s: float) -> Opti
     roofline = replace(
         roofline,
         memory_bytes=bytes_needed / 0.9,
+        active_weights_bytes=active * roofline.weights_bytes,
+        active_parameters=active * roofline.active_parameters,
         prompt_overhead_s=prompt_overhead_s,
         sequence_overhead_s=prompt_overhead_s / 100,
         traffic_token_s=prompt_overhead_s / 10_000,

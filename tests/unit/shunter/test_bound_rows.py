@@ -86,7 +86,10 @@ def runs(seed: int) -> Iterator[RunWitness]:
     draw = random.Random(seed)
     for _ in range(6):
         kv_tokens = draw.choice([9_000, 60_000])
-        option = one_option(draw.choice([2, 4, 16]), kv_tokens, draw.choice([0.0, 0.005]))
+        places, beside_s, active = (
+            draw.choice(of) for of in ([2, 4, 16], [0.0, 0.005], [1.0, 0.1])
+        )
+        option = one_option(places, kv_tokens, beside_s, active)
         asked = some_requests(draw, chunk_tokens(option), option.kv_capacity_tokens)
         if any(each.counts for each in asked):
             yield witness(option, asked)
