@@ -18,7 +18,7 @@ from iteration_witness import (
 
 from shunter.backtest.bound_ends import SPANS_AT_S
 from shunter.backtest.bound_iterations import Kinds, add_iterations
-from shunter.backtest.bound_times import Iterations, chunk_tokens
+from shunter.backtest.bound_times import Iterations, chunk_tokens, context_beyond
 from shunter.backtest.programme import Programme
 
 SOLVED = 1e-6
@@ -129,6 +129,26 @@ def test_company_of_long_contexts_makes_a_long_reply_last_for_longer() -> None:
     run = with_company({name: steps + 400 for name, steps in before.items()})
     assert sum(len(each.reads) == 16 for each in run.iterations) == 399
     assert keeps_every_row(run)
+
+
+def test_an_iteration_that_begins_before_a_span_may_end_in_it() -> None:
+    option = one_option(4, 9_000, 0.0)
+    long = RunRequest("long", 0.0, 0.0, 1, 400, 0, 0)
+    begins, ends = (each.ends_at for each in witness(option, [long]).iterations[289:291])
+    last_s = begins + 0.9 * (ends - begins)
+    run = witness(option, [long, RunRequest("last", last_s, last_s, 1, 1, 1, 0)])
+    assert sum(each.ends_at > last_s and bool(each.reads) for each in run.iterations) == 110
+    assert keeps_every_row(run)
+
+
+@pytest.mark.parametrize("tokens", [0, 9, 10, 11, 12, 14, 15, 30])
+def test_what_steps_read_beyond_some_tokens_is_summed_over_each(tokens: int) -> None:
+    (demand,) = witness(
+        one_option(4, 9_000, 0.0), [RunRequest("one", 0.0, 0.0, 10, 6, 0, 0)]
+    ).demands.values()
+    contexts = [demand.input_tokens + 1 + step for step in range(demand.steps)]
+    beyond = sum(max(0, context - tokens) for context in contexts)
+    assert context_beyond(demand, tokens) == beyond
 
 
 def test_those_runs_have_iterations_of_every_kind() -> None:
