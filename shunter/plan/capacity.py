@@ -8,18 +8,19 @@ cut or none (Benders' decomposition). The bound is right whenever it ends.
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from typing import NamedTuple
 
-from policies import Fleet, Options, compile_options
+from policies import Fleet, Option, Options, compile_options
 from policies.backtest.workload import profiles_of
 from policies.scoring.constraints import refusal
 from shunter.backtest.bound_times import TokenTimes
 from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting
+from shunter.plan.busy_spans import BusySpan, busiest_spans
 from shunter.plan.cuts import Misses, SpanSet
 from shunter.plan.market import (
     Market,
@@ -28,10 +29,12 @@ from shunter.plan.market import (
     replicas_max,
     site_limits,
 )
-from shunter.plan.span_work import BusySpan, Cut, SpanWork
+from shunter.plan.span_work import Cut, SpanWork
 
 LENGTHS_S = (12.0, 48.0)
 """Lengths of the spans into which the time of arrivals is cut, about."""
+# Of the busiest spans so many are held against a fleet, each by itself.
+BUSIEST = 3
 # Requests that count in all spans of a length, those with the most work; to leave one out lowers
 # the bound.
 COUNTED_MAX = 60_000
@@ -200,7 +203,8 @@ def _sets(
             for model, choices in options.by_model.items()
         },
     )
-    misses = _misses(demands, left, wanted)
+    able_by_id = {demand.profile.id: tuple(able(demand, left)) for demand in demands}
+    misses = _misses(demands, left, able_by_id, wanted)
     prices = {
         name: devices_of(setting.fleet.pools[name])
         * max(offer.usd_per_hour for offer in offers_of(name, setting.fleet, market))
@@ -210,19 +214,27 @@ def _sets(
     prices = {name: max(usd, 1e-3) for name, usd in prices.items()}
     weights = {d.profile.id: least_usd(d, options) for d in demands}
     found = []
-    # With something gone the spans of each length would take most of the time.
-    lengths_s = () if case else LENGTHS_S
-    for spans in _partitions(demands, lengths_s):
+    # With something gone all of these would take most of the time.
+    lengths_s, busiest = ((), 1) if case else (LENGTHS_S, BUSIEST)
+    asked = [weights[demand.profile.id] for demand in demands]
+    alone = busiest_spans(demands, asked, misses.of_all, busiest)
+    for spans in [*([span] for span in alone), *_partitions(demands, lengths_s)]:
         works = []
         for span in spans:
             here = [d for d in demands if span.counts(d)]
             here.sort(key=lambda d: -weights[d.profile.id])
-            works.append(SpanWork.of(span, left, here[: COUNTED_MAX // len(spans)]))
+            here = here[: COUNTED_MAX // len(spans)]
+            works.append(SpanWork.of(span, left, here, able_by_id))
         found.append(SpanSet(works, misses, prices))
     return found
 
 
-def _misses(demands: Sequence[Demand], options: Options, wanted: tuple[float, float]) -> Misses:
+def _misses(
+    demands: Sequence[Demand],
+    options: Options,
+    able_by_id: Mapping[str, Sequence[Option]],
+    wanted: tuple[float, float],
+) -> Misses:
     """Return how many requests that could be served in time may be missed.
 
     Of those that some pool may serve some can't be in time anywhere: they are missed already.
@@ -232,7 +244,7 @@ def _misses(demands: Sequence[Demand], options: Options, wanted: tuple[float, fl
         known = options.by_model.get(demand.profile.model, ())
         if any(refusal(demand.profile, option, demand.floor) is None for option in known):
             asked[demand.profile.task] += 1
-            lost[demand.profile.task] += not any(True for _ in able(demand, options))
+            lost[demand.profile.task] += not able_by_id[demand.profile.id]
     of_all, by_class = wanted
     return Misses(
         max(0, may_miss(asked.total(), of_all) - lost.total()),
@@ -257,14 +269,14 @@ def least_usd(demand: Demand, options: Options) -> float:
 
 
 def _partitions(demands: Sequence[Demand], lengths_s: Sequence[float]) -> list[list[BusySpan]]:
-    """Return the whole time by itself, and that of arrivals cut into spans of each length."""
+    """Return the whole time, and that of arrivals cut into spans of each length."""
     if not demands:
         return []
     end_s = max(latest_end_s(demand) for demand in demands)
     last_s = max(demand.profile.created_at for demand in demands)
+    found = [[BusySpan(0.0, end_s)]]
     if all(demand.profile.ttft_s is None for demand in demands):
-        return [[BusySpan(0.0, end_s)]]
-    found = [[BusySpan(0.0, end_s)], [BusySpan(0.0, last_s)]]
+        return found
     for length_s in lengths_s:
         count = round(last_s / length_s)
         if count > 1:

@@ -13,8 +13,9 @@ from shunter.plan.span_work import ANY, Cut, Duals, SpanWork
 # Requests whose programme is solved at once, of one span and of all; a cut is of all of them.
 SAMPLE = 1_500
 SAMPLE_OF_ALL = 4_000
-# Dual values are feasible to the solver's tolerance: a cut is less by this part of it.
-SLACK = 1e-6
+# Dual values are feasible to the solver's tolerance, which counts for each iteration: a cut is less
+# by this part of what its requests come to.
+SLACK = 1e-5
 # What is less than this lacks nothing, by the solver's tolerance.
 NOTHING = 1e-7
 
@@ -53,20 +54,31 @@ class SpanSet:
         duals, missed = found
         if len(self.works) > 1:
             duals = [_missing(work, replicas, missed) for work in self.works]
-        return self._cut(duals, missed)
+        return self._cut(duals)
 
-    def _cut(self, duals: Sequence[Duals], missed: Mapping[str, float]) -> Cut:
-        """Return the cut of these dual values, which may be any."""
-        least = -missed[ANY] * self.misses.of_all
-        for task, allowed in self.misses.of_class.items():
-            least -= (missed.get(task, missed[ANY]) - missed[ANY]) * allowed
-        weights = Counter[str]()
+    def _cut(self, duals: Sequence[Duals]) -> Cut:
+        """Return the cut of these dual values, which may be any.
+
+        Those requests are missed that come to most.
+        """
+        weights, least, tasks = Counter[str](), [np.zeros(0)], list[str]()
         for work, values in zip(self.works, duals, strict=True):
             if work.choices:
-                here = work.least(values, missed)
-                least += here - SLACK * abs(here)
+                least.append(work.least(values))
+                tasks += work.tasks
                 weights.update(work.weights(values))
-        return Cut(dict(weights), least)
+        each = np.concatenate(least)
+        all_of_them = float(each.sum()) - self._missed(each, np.array(tasks))
+        return Cut(dict(weights), all_of_them - SLACK * float(np.abs(each).sum()))
+
+    def _missed(self, least: Any, tasks: Any) -> float:
+        """Return the most that as many requests come to together as may miss."""
+        dearest = [
+            np.sort(least[tasks == task])[::-1][:allowed]
+            for task, allowed in self.misses.of_class.items()
+        ]
+        both = np.sort(np.concatenate([*dearest, np.zeros(1)]))[::-1]
+        return float(np.maximum(both[: self.misses.of_all], 0.0).sum())
 
     def _lacking(
         self, replicas: Mapping[str, float], every: int

@@ -13,62 +13,19 @@ tells the price of a miss, and then each span by itself the rest.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import floor
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from policies import Option, Options
 from shunter.backtest.bound_work import add_work
-from shunter.backtest.demand import Demand, able, latest_end_s
+from shunter.backtest.demand import Demand
 from shunter.backtest.programme import Programme
+from shunter.plan.busy_spans import BusySpan
 
 ANY = ""
 """The class of a miss of any class."""
-
-
-@dataclass(frozen=True, slots=True)
-class BusySpan:
-    """A span of time, in seconds since the trace's start."""
-
-    from_s: float
-    to_s: float
-
-    @property
-    def length_s(self) -> float:
-        """Its length in seconds."""
-        return self.to_s - self.from_s
-
-    def counts(self, demand: Demand) -> bool:
-        """Return whether a request comes in the span, and something of it must be done there.
-
-        What comes at its end is the next one's.
-        """
-        profile = demand.profile
-        if not self.from_s <= profile.created_at < self.to_s:
-            return False
-        if profile.ttft_s is not None and profile.created_at + profile.ttft_s <= self.to_s:
-            return True
-        return latest_end_s(demand) <= self.to_s
-
-    def part_of(self, demand: Demand, option: Option) -> Demand:
-        """Return what of a request that counts is done within the span at least.
-
-        Args:
-            demand: the request.
-            option: the option that serves it.
-        """
-        profile = demand.profile
-        late_s = latest_end_s(demand) - self.to_s
-        if late_s <= 0:
-            return demand
-        # No step is shorter than one alone with the first context; one may be under way at the end.
-        alone_s = option.roofline.step_s(1, demand.input_tokens + 1)
-        steps = max(0, demand.steps - floor(late_s / alone_s) - 1)
-        # The limit is on the mean of all steps, so that the first of them have none of their own.
-        free = replace(profile, tpot_s=None)
-        return replace(demand, profile=free, output_tokens=min(demand.output_tokens, 1 + steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +65,27 @@ class SpanWork:
     """The variables that are no request's choice."""
 
     @classmethod
-    def of(cls, span: BusySpan, options: Options, demands: Sequence[Demand]) -> "SpanWork":
-        """Return the programme of these requests, all of which count in the span."""
+    def of(
+        cls,
+        span: BusySpan,
+        options: Options,
+        demands: Sequence[Demand],
+        able_by_id: Mapping[str, Sequence[Option]],
+    ) -> "SpanWork":
+        """Return the programme of these requests, all of which count in the span.
+
+        Args:
+            span: of time.
+            options: the pools that are left.
+            demands: the requests.
+            able_by_id: the options that could serve each of them in time.
+        """
         work, programme = cls(span, options), Programme()
         served: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
         busy = {pool: programme.variable() for pool in options.by_pool}
         for demand in demands:
             mine = []
-            for option in able(demand, options):
+            for option in able_by_id[demand.profile.id]:
                 column = programme.variable()
                 mine.append(column)
                 part = span.part_of(demand, option)
@@ -134,20 +104,13 @@ class SpanWork:
         work.others = np.array([column for column in range(count) if column not in mine_all])
         return work
 
-    def least(self, duals: Duals, missed: Mapping[str, float]) -> float:
-        """Return the least that all requests come to at these dual values.
-
-        Args:
-            duals: of the rows of work.
-            missed: the price of a miss, by class.
-        """
+    def least(self, duals: Duals) -> Any:
+        """Return the least that each request comes to over its choices at these dual values."""
         most, equal = self.matrices
         reduced = -(most.T @ duals.at_most) - (equal.T @ duals.equal)
         columns = np.concatenate([np.asarray(each) for each in self.choices])
         ends = np.cumsum([len(each) for each in self.choices])
-        least = np.minimum.reduceat(reduced[columns], np.concatenate([[0], ends[:-1]]))
-        prices = np.array([missed.get(task, missed[ANY]) for task in self.tasks])
-        return float(np.minimum(least, prices).sum())
+        return np.minimum.reduceat(reduced[columns], np.concatenate([[0], ends[:-1]]))
 
     def weights(self, duals: Duals) -> dict[str, float]:
         """Return what a replica of each pool is worth at these dual values."""
