@@ -6,20 +6,25 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from backtest_cases import FLEET, POLICY, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
-from shunter.backtest.demand import Demand
+from shunter.backtest.bound_work import add_work
+from shunter.backtest.demand import Demand, able
+from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting
 from shunter.plan.busy_spans import BusySpan, busiest_spans, due_s
-from shunter.plan.capacity import capacity
+from shunter.plan.capacity import _demands, _single, capacity
 from shunter.plan.cuts import Misses, SpanSet
 from shunter.plan.market import Market
+from shunter.plan.span_work import SpanWork
 
 KNOWN = sample(40)
+SHORT = Setting(sample(100, 10.0), FLEET, POLICY, Reality())
 
 
 def demands(moments_s: list[float]) -> list[Demand]:
@@ -97,7 +102,48 @@ def test_those_that_come_to_most_are_missed_as_far_as_they_may(
 
 def test_the_bound_sees_what_comes_at_the_end_of_a_short_trace() -> None:
     """A hundred requests in 1.2 s: their first tokens are due after the last of them has come."""
-    found = capacity(Setting(sample(100, 10.0), FLEET, POLICY, Reality()), Market(), [], 30)
+    found = capacity(SHORT, Market(), [], 30)
     assert found.cuts
     half = {"silicon-us": 0.5, "cpu-eu": 9}
     assert max(cut.lacks(half) for cut in found.cuts) > 0.1
+
+
+@pytest.mark.parametrize("may_miss", [0, 3])
+def test_a_cut_is_worth_what_the_programme_of_its_span_costs(may_miss: int) -> None:
+    """The cheapest fleet in parts of replicas, by a programme with the fleet in it."""
+    options, span = _single(FLEET), BusySpan(0.0, 20.0)
+    known = [d for d in _demands(SHORT) if span.counts(d)]
+    able_by_id = {demand.profile.id: tuple(able(demand, options)) for demand in known}
+    known = [demand for demand in known if able_by_id[demand.profile.id]]
+    usd = {name: choices[0].usd_per_s * 3600 for name, choices in options.by_pool.items()}
+
+    programme = Programme()
+    rented = {name: programme.variable(price) for name, price in usd.items()}
+    served: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
+    missed: dict[int, float] = {}
+    for demand in known:
+        miss = programme.variable()
+        missed[miss] = 1.0
+        mine = {miss: 1.0}
+        for option in able_by_id[demand.profile.id]:
+            column = programme.variable()
+            mine[column] = 1.0
+            part = span.part_of(demand, option)
+            served.setdefault((option.pool, option.variant), []).append((column, part))
+        programme.equal.append((mine, 1.0))
+    programme.at_most.append((missed, may_miss))
+    busy = {name: [programme.variable()] for name in usd}
+    add_work(programme, options, served, busy)
+    for name, (column,) in busy.items():
+        programme.at_most.append(({column: 1.0, rented[name]: -span.length_s}, 0.0))
+    least_usd = programme.solve()
+
+    misses = Misses(may_miss, dict.fromkeys({d.profile.task for d in known}, may_miss))
+    work = SpanWork.of(span, options, known, able_by_id)
+    cut = SpanSet([work], misses, usd).cut({})
+    assert cut is not None
+    # What is rented is worth its price, and nothing is worth more.
+    worth = max(weight / usd[name] for name, weight in cut.weights.items())
+    assert worth == pytest.approx(1.0, rel=1e-4)
+    assert cut.least == pytest.approx(least_usd, rel=1e-3)
+    assert cut.least < least_usd
