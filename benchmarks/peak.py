@@ -23,6 +23,7 @@ from shunter.plan.judge import busiest
 from shunter.plan.market import Market, fleet_of, usd_per_hour
 from streams.config.declarations import load_fleet, load_policy
 
+OBJECTIVES = ("missed_ttft", "missed_tpot")
 # Sequences that share a decode step, about, by which chats are compared.
 SHARED_BY = 16
 
@@ -63,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = run_one("peak", rented, options, shunter(rented, options))
     outcomes = run.run.outcomes
     missed = sum(not each.attained for each in outcomes)
+    by_ttft, by_tpot = (sum(getattr(each, name) for each in outcomes) for name in OBJECTIVES)
     usd = usd_per_hour(counts, declared, Market())
     print(
         f"{usd:.2f} an hour: {missed} of {len(outcomes)} miss, {1 - missed / len(outcomes):.1%}"
-        f" attained; {len(left_out)} left out, {missed + len(left_out)} missed in all"
+        f" attained; {by_ttft} miss their TTFT, {by_tpot} their TPOT; {len(left_out)} left out, {missed + len(left_out)} missed in all"
     )
 
 
