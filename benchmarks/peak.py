@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     usd = usd_per_hour(counts, declared, Market())
     print(
         f"{usd:.2f} an hour: {missed} of {len(outcomes)} miss, {1 - missed / len(outcomes):.1%}"
-        f" attained; {by_ttft} miss their TTFT, {by_tpot} their TPOT; {len(left_out)} left out, {missed + len(left_out)} missed in all"
+        f" attained; {by_ttft} miss their TTFT, {by_tpot} their TPOT;"
+        f" {len(left_out)} left out, {missed + len(left_out)} missed in all"
     )
 
 

@@ -11,16 +11,17 @@ from backtest_cases import FLEET, POLICY, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies import compile_options
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
 from shunter.backtest.bound_work import add_work
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
-from shunter.backtest.suite import Setting
+from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.plan.busy_spans import BusySpan, busiest_spans, due_s
 from shunter.plan.capacity import _demands, _single, capacity
 from shunter.plan.cuts import Misses, SpanSet
-from shunter.plan.market import Market
+from shunter.plan.market import Market, fleet_of
 from shunter.plan.span_work import SpanWork
 
 KNOWN = sample(40)
@@ -147,3 +148,28 @@ def test_a_cut_is_worth_what_the_programme_of_its_span_costs(may_miss: int) -> N
     assert worth == pytest.approx(1.0, rel=1e-4)
     assert cut.least == pytest.approx(least_usd, rel=1e-3)
     assert cut.least < least_usd
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "rate", "counts"),
+    [
+        ("safety_classification", "llama-guard-3-8b", 4.0, {"cpu-eu": 1}),
+        ("code_planning", "gpt-oss-120b", 60.0, {"silicon-us": 1}),
+        ("chat", "llama-3.1-8b", 60.0, {"silicon-us": 1}),
+        ("chat", "llama-3.1-70b", 10.0, {"silicon-us": 2}),
+    ],
+)
+def test_a_busy_fleet_keeps_the_cuts_of_what_it_serves_in_time(
+    task: str, model: str, rate: float, counts: dict[str, int]
+) -> None:
+    """Of a full fleet that runs more than that; of those that are late nothing is known."""
+    arrivals = [a for a in sample(2000, rate) if (a.task, a.model) == (task, model)][:300]
+    fleet = fleet_of(counts, FLEET, Market())
+    options = compile_options(fleet)
+    setting = Setting(arrivals, fleet, POLICY, Reality())
+    outcomes = run_one("busy", setting, options, shunter(setting, options)).run.outcomes
+    kept = [a for a, outcome in zip(arrivals, outcomes, strict=True) if outcome.attained]
+    found = capacity(Setting(kept, FLEET, POLICY, Reality()), Market(), [], 30)
+    lacking = max(cut.lacks(counts) for cut in found.cuts)
+    assert lacking <= 1e-6
+    assert lacking > -0.7
