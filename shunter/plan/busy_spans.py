@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from policies import Option
-from shunter.backtest.bound_streaming import latest_end_s
-from shunter.backtest.demand import Demand
+from shunter.backtest.demand import Demand, latest_end_s
 
 SHORTEST_S = 0.5
 # Each length of spans is so many times the one before.
