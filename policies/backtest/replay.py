@@ -17,7 +17,7 @@ from policies.placement.retry import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
-_REPLICA, _BEAT, _NOTICE, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(8)
+_REPLICA, _BEAT, _NOTICE, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT, _LINE = range(9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Replay:
         self._order = count()
         self._due: dict[tuple[str, int], float] = {}
         self._release_at = math.inf
+        self._lines: set[str] = set()
         self._stirred = dict.fromkeys(self._pools, 2)
         self._left = 0
         self._is_enough: Callable[[ReplayOutcome], bool] | None = None
@@ -91,28 +92,25 @@ class Replay:
         self._push(0.0, _BEAT, None)
         arrivals = iter(profiles)
         self._push_arrival(arrivals)
+        handlers: dict[int, Callable[[Any, float], None]] = {
+            _REPLICA: self._advance,
+            _AGAIN: self._again,
+            _SUBMIT: self._submit,
+            _LINE: self._line,
+            _NOTICE: self._notice,
+            _FAULT: self._fault,
+        }
         while self._events and self._left > 0:
             at, kind, _, what = heappop(self._events)
-            if kind == _REPLICA:
-                self._advance(what, at)
-            elif kind == _ARRIVAL:
+            if kind == _ARRIVAL:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
-            elif kind == _AGAIN:
-                self._arrive(
-                    allow_again(what, self._options, self._policy),
-                    at,
-                )
-            elif kind == _SUBMIT:
-                self._submit(what, at)
             elif kind == _BEAT:
                 self._beat(at)
             elif kind == _RELEASE:
                 self._release(at)
-            elif kind == _NOTICE:
-                self._notice(self._pools[what], at)
             else:
-                self._fault(what, at)
+                handlers[kind](what, at)
         return self._result()
 
     def _result(self) -> ReplayRun:
@@ -143,6 +141,9 @@ class Replay:
         else:
             self._take(action, now)
         self._plan_release(now)
+
+    def _again(self, profile: Profile, now: float) -> None:
+        self._arrive(allow_again(profile, self._options, self._policy), now)
 
     def _release(self, now: float) -> None:
         if now < self._release_at:  # an earlier one took its place
@@ -191,13 +192,23 @@ class Replay:
             outcome.status, outcome.reason = "expired", "deadline_passed"
             self._close(outcome)
             return
-        index = pool.submit(attempt, now)
-        if index is None:
-            for ended in pool.failed():
-                self._end(ended, now)
-            return
-        outcome.device = index
-        self._watch(pool, index, now)
+        pool.submit(attempt, now)
+        self._start(pool, now)
+
+    def _start(self, pool: ModelPool, now: float) -> None:
+        for ended in pool.failed():
+            self._end(ended, now)
+        for attempt, index in pool.start(now):
+            attempt.outcome.device = index
+            self._watch(pool, index, now)
+        due_at = pool.line_due_at(now)
+        if due_at is not None and pool.name not in self._lines:
+            self._lines.add(pool.name)
+            self._push(due_at, _LINE, pool.name)
+
+    def _line(self, name: str, now: float) -> None:
+        self._lines.discard(name)
+        self._start(self._pools[name], now)
 
     def _watch(self, pool: ModelPool, index: int, now: float) -> None:
         due_at = pool.due_at(index)
@@ -219,6 +230,7 @@ class Replay:
         for ended in pool.advance(key[1], now):
             self._end(ended, now)
         self._watch(pool, key[1], now)
+        self._start(pool, now)
 
     def _end(self, ended: TryEnded, now: float) -> None:
         outcome = ended.attempt.outcome
@@ -274,8 +286,9 @@ class Replay:
                         break
                     self._push(at, _FAULT, (name, index, True))
 
-    def _notice(self, pool: ModelPool, now: float) -> None:
+    def _notice(self, name: str, now: float) -> None:
         """Let a pool drain, and say so at once."""
+        pool = self._pools[name]
         pool.is_draining = True
         self._route.hear(pool.status(now), now)
         self._plan_release(now)
@@ -287,6 +300,9 @@ class Replay:
         if only is None:
             pool.is_down, pool.is_draining = is_down, False
         if is_down:
+            if only is None:
+                pool.fail_line(now)
             for index in range(len(pool.replicas)) if only is None else (only,):
                 pool.lose(index, now)
                 self._watch(pool, index, now)
+            self._start(pool, now)

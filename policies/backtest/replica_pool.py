@@ -14,6 +14,7 @@ from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
+from policies.hardware.pool_line import PoolLine
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
@@ -84,6 +85,7 @@ class ModelPool:
         ]
         self._batches: BoundedDict[str, int] = BoundedDict(BATCHES_MAX)
         self._failed: deque[TryEnded] = deque()
+        self._begun: list[tuple[Try, int]] = []
         self._count = 0
         self.is_down = False
         self.is_draining = False
@@ -100,11 +102,12 @@ class ModelPool:
                 for o in options
             }
             self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
+        self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
 
     @property
     def is_idle(self) -> bool:
         """True if nothing runs or waits on any replica."""
-        return not self._tries
+        return not self._tries and not self._line
 
     @property
     def latency_s(self) -> float:
@@ -116,27 +119,52 @@ class ModelPool:
         """Busy time of all replicas, in seconds of the model."""
         return sum(replica.accelerator.busy_s for replica in self.replicas)
 
-    def submit(self, attempt: Try, now: float) -> int | None:
-        """Send a request to a replica; None if the pool is down and the try fails at once."""
-        outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
+    def submit(self, attempt: Try, now: float) -> None:
+        """Take a request; `start` says when it begins. Fails at once if the pool is down."""
         if self.is_down:
-            self._experience.failed()
-            self._failed.append(TryEnded(attempt, now, "unavailable"))
-            return None
-        scale = self._time_scale
-        model_now = now * scale
-        tpot_s = None if profile.tpot_s is None else profile.tpot_s * scale
-        ask = Ask(
-            variant=option.variant,
-            input_tokens=outcome.input_tokens,
+            self._fail(attempt, now)
+            return
+        ask = self._ask(attempt, now)
+        if ask.ttft_left_s is None or attempt.batch_id is not None:
+            index = self._replica_for(attempt.batch_id, ask, now * self._time_scale)
+            self._begin(attempt, index, now)
+            self._begun.append((attempt, index))
+        else:
+            self._line.join(attempt, ask, now * self._time_scale)
+
+    def start(self, now: float) -> Iterator[tuple[Try, int]]:
+        """Yield what has begun on a replica, and on which, with what begins now."""
+        yield from self._begun
+        self._begun.clear()
+        for attempt, index in self._line.start(now * self._time_scale):
+            self._begin(attempt, index, now)
+            yield attempt, index
+
+    def line_due_at(self, now: float) -> float | None:
+        """Return when to ask `start` again; None if nothing waits for a replica."""
+        model_at = self._line.due_at(now * self._time_scale)
+        return None if model_at is None else model_at / self._time_scale
+
+    def _fail(self, attempt: Try, now: float) -> None:
+        self._experience.failed()
+        self._failed.append(TryEnded(attempt, now, "unavailable"))
+
+    def _ask(self, attempt: Try, now: float) -> Ask:
+        profile, scale = attempt.outcome.profile, self._time_scale
+        left_s = None if profile.ttft_s is None else profile.created_at + profile.ttft_s - now
+        return Ask(
+            variant=attempt.option.variant,
+            input_tokens=attempt.outcome.input_tokens,
             output_tokens=profile.output_tokens,
-            ttft_left_s=None
-            if profile.ttft_s is None
-            else (profile.created_at + profile.ttft_s - now) * scale,
-            tpot_s=tpot_s,
+            ttft_left_s=None if left_s is None else left_s * scale,
+            tpot_s=None if profile.tpot_s is None else profile.tpot_s * scale,
             session=profile.session,
         )
-        index = self._replica_for(attempt.batch_id, ask, model_now)
+
+    def _begin(self, attempt: Try, index: int, now: float) -> None:
+        outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
+        model_now = now * self._time_scale
+        tpot_s = None if profile.tpot_s is None else profile.tpot_s * self._time_scale
         attempt.replica = index
         replica = self.replicas[index]
         attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
@@ -161,7 +189,6 @@ class ModelPool:
             priority=0 if attempt.path == "direct" else 1,
         )
         replica.submit(job, tpot_s, model_now, profile.session)
-        return index
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""
@@ -265,6 +292,11 @@ class ModelPool:
         while self._failed:
             yield self._failed.popleft()
 
+    def fail_line(self, now: float) -> None:
+        """Fail what waits for a replica."""
+        for attempt in self._line.clear():
+            self._fail(attempt, now)
+
     def lose(self, index: int, now: float) -> None:
         """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
@@ -275,7 +307,8 @@ class ModelPool:
         """Return the heartbeat that the pool's worker would send now."""
         accelerators = [replica.accelerator for replica in self.replicas]
         first = next(iter(self.options.values()))
-        backlog_s = sum(replica.backlog_s for replica in self.replicas) / len(self.replicas)
+        backlog_s = sum(replica.backlog_s for replica in self.replicas) + self._line.prompt_s
+        backlog_s /= len(self.replicas)
         return PoolStatus(
             pool=self.name,
             instance="model",
@@ -286,13 +319,14 @@ class ModelPool:
             region=first.region,
             slots=sum(o.max_batch * o.replicas for o in self.options.values()),
             running=sum(a.running for a in accelerators),
-            queued=sum(a.queued for a in accelerators),
+            queued=len(self._line) + sum(a.queued for a in accelerators),
             backlog_s=backlog_s / self._time_scale,
             server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
             variants={
                 variant: VariantStatus(
                     running=sum(a.running_of(variant) for a in accelerators),
-                    queued=sum(a.queued_of(variant) for a in accelerators),
+                    queued=self._line.waiting_of(variant)
+                    + sum(a.queued_of(variant) for a in accelerators),
                     speed=self._pace.speed(variant),
                     ttft_error=self._experience.ttft_error(variant),
                     tpot_error=self._experience.tpot_error(variant),

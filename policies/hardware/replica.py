@@ -181,7 +181,7 @@ class Replica:
 
         Of each SLO no more than the share in ``limits`` may be used up. Prompts that take much
         of the time keep away what would decode beside them, but for what computes little of its own
-        here.
+        here. Where even a step beside a whole chunk keeps every TPOT, they may take all of it.
         """
         accelerator = self.accelerator
         if accelerator.is_idle:
@@ -198,7 +198,10 @@ class Replica:
             share_max = limits.prefill_share_max
             if self.cached_tokens(ask.variant, ask.session) >= KEPT_SHARE * ask.input_tokens:
                 share_max = max(share_max, KEPT_PREFILL_SHARE_MAX)
-            if share > share_max or round_s / (1.0 - share) > limits.tpot_share * min(limits_s):
+            limit_s = limits.tpot_share * min(limits_s)
+            if round_s + self._chunk_s(ask) > limit_s and (
+                share > share_max or round_s / (1.0 - share) > limit_s
+            ):
                 return False
         if ask.ttft_left_s is None:
             return True
@@ -217,7 +220,7 @@ class Replica:
             step_s += SHARED_STREAM * alone_s / (beside + 1)
         else:
             step_s = alone_s * (1.0 if accelerator.is_idle else SHARED_STREAM)
-        return self._prefill_s(ask) + steps * step_s + self.displaced_s(ask)
+        return self.prefill_s(ask) + steps * step_s + self.displaced_s(ask)
 
     def displaced_s(self, ask: Ask) -> float:
         """Return the prompt time that later turns are expected to lose, as prefixes give way."""
@@ -238,7 +241,16 @@ class Replica:
             over_bytes -= kv_bytes
         return lost_s * prefixes.used_share * OLDEST_USED_SHARE
 
-    def _prefill_s(self, ask: Ask) -> float:
+    def _chunk_s(self, ask: Ask) -> float:
+        """Return the longest time of a chunk of the request's variant or one that has jobs."""
+        return max(
+            prompts.roofline.prefill_s(PREFILL_CHUNK_TOKENS)
+            for name, prompts in self._prompts.items()
+            if name == ask.variant or self.accelerator.jobs_of(name)
+        )
+
+    def prefill_s(self, ask: Ask) -> float:
+        """Return the time of the request's own prompt, without what is kept of it."""
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
         roofline = self._prompts[ask.variant].roofline
         return roofline.prefill_s(ask.input_tokens, max(0, cached))
@@ -249,7 +261,7 @@ class Replica:
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
         tokens = own.short_tokens + own.long_tokens + ask.input_tokens - max(0, cached)
         chunks = -(-tokens // PREFILL_CHUNK_TOKENS)
-        total_s = chunks * round_s + own.seconds() + self._prefill_s(ask)
+        total_s = chunks * round_s + own.seconds() + self.prefill_s(ask)
         for prompts in self._prompts.values():
             if prompts is not own and (theirs := prompts.chunks()):
                 total_s += prompts.seconds() * min(1.0, chunks / theirs)
@@ -267,7 +279,15 @@ def _computed_tokens(job: Job) -> int:
 def choose_replica(
     replicas: Sequence[Replica], ask: Ask, now: float, usual: FillLimits = USUAL
 ) -> int:
-    """Return the index of the replica that should serve the request, filled as is usual at first.
+    """Return the index of the replica that should serve a request now, with room for it or not."""
+    index = find_room(replicas, ask, now, usual)
+    return least_loaded(replicas, ask) if index is None else index
+
+
+def find_room(
+    replicas: Sequence[Replica], ask: Ask, now: float, usual: FillLimits = USUAL
+) -> int | None:
+    """Return the replica with room for a request, by its index; None if none has any.
 
     Work gathers: a replica that decodes the variant already takes one more sequence for the price
     of its own tokens, one that is busy with another streams that variant's weights as well, and an
@@ -275,8 +295,7 @@ def choose_replica(
     is chosen, then of the second, then an idle one. If a variant's sequences would fill a replica,
     the idle one comes before the mixed one: on a replica shared by many variants, each step waits
     for those of the others. If none can take the request, the same is tried with less room to spare
-    for what comes later; if none can even so, the one with the least prompts to compute is chosen,
-    first of those that have the variant: to spread it would have all variants slow down each other.
+    for what comes later.
 
     A busy replica that has the session's keys and values comes before all. An idle one that has
     them comes before company if the request adds less device time there: a long prefix is worth
@@ -306,12 +325,22 @@ def choose_replica(
         best = next((i for i in order if replicas[i].can_take(ask, now, limits)), None)
         if best is not None:
             return best
+    return None
+
+
+def least_loaded(replicas: Sequence[Replica], ask: Ask) -> int:
+    """Return the index of the replica with the least prompts to compute, where none has room.
+
+    Those that have the variant come first: to spread it would have all variants slow down each
+    other.
+    """
     tokens = ask.input_tokens + ask.output_tokens
 
     def load(index: int) -> tuple[bool, bool, float, int, int]:
         replica = replicas[index]
         has_room = replica.accelerator.has_room(ask.variant, tokens)
-        return (not has_room, not same[index], replica.backlog_s, replica.jobs, index)
+        is_other = not replica.accelerator.jobs_of(ask.variant)
+        return (not has_room, is_other, replica.backlog_s, replica.jobs, index)
 
     return min(range(len(replicas)), key=load)
 
