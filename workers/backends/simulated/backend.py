@@ -3,12 +3,12 @@
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from policies import Option
 from policies.hardware.accelerator import (
-    Accelerator,
     Cancelled,
     Completion,
     FirstToken,
@@ -19,6 +19,7 @@ from policies.hardware.accelerator import (
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.pool_fill import PoolFill
+from policies.hardware.pool_line import PoolLine
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.learning.device_constants import Measured
@@ -45,6 +46,25 @@ BATCHES_MAX = 4096
 # Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
 PIECE_S = 0.05
 STREAMED = frozenset({"chat", "completions"})
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """A call at the pool since ``came_at``; what has no default is set when it begins."""
+
+    name: str
+    call: Call
+    input_tokens: int
+    output_tokens: int
+    came_at: float
+    has_begun: bool = False
+    began_at: float = 0.0
+    ahead_s: float = 0.0
+    others_s: float = 0.0
+    replica: Replica = field(init=False)
+    share: DeviceShare = field(init=False)
+    mark: float = field(init=False)
+    job: Job = field(init=False)
 
 
 class SimulatedBackend:
@@ -82,6 +102,7 @@ class SimulatedBackend:
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._fill = PoolFill()
+        self._line: PoolLine[_Run] = PoolLine(self._replicas, self._fill)
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -101,15 +122,16 @@ class SimulatedBackend:
             future.cancel()
 
     async def execute(self, call: Call) -> Outcome:
-        """Run a request on the best replica; members of a batch run on the same one."""
+        """Run a request on the best replica; members of a batch run on the same one.
+
+        One with a TTFT may wait in the line for its replica.
+        """
         if self._is_still:
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
-        # Not the request's id: the same one may run again while its cancelled run still ends.
-        name = str(next(self._names))
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
-        began_at = self._model_now()
+        sent_at = self._model_now()
         if self._latency_s:
             # What a server takes beside the device: it comes first, so that an end stays an end.
             await asyncio.sleep(self._latency_s / self._time_scale)
@@ -117,39 +139,37 @@ class SimulatedBackend:
         room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         ended = finish_reason(call.request, tokens, room)
-        replica = self._replica_for(call, input_tokens)
-        session = _session(profile)
-        cached = replica.cached_tokens(variant, session)
-        cached = min(cached, prefix_tokens(call.request, input_tokens))
-        job = Job(name, variant, input_tokens, tokens, cached, priority=-call.urgency)
-        future = self._waiting[name] = self._loop.create_future()
-        accelerator = replica.accelerator
-        share = self._shares[self._replicas.index(replica)][variant]
-        ahead_s, others_s = replica.backlog_s, self._others_s(replica, variant)
-        submitted_at = self._model_now()
-        mark = share.begin(submitted_at)
-        replica.submit(job, self._in_model(profile.tpot_s), submitted_at, session)
-        self._changed.set()
+        # Not the request's id: the same one may run again while its cancelled run still ends.
+        run = _Run(str(next(self._names)), call, input_tokens, tokens, self._model_now())
+        future = self._waiting[run.name] = self._loop.create_future()
+        self._enter(run)
         try:
-            streamed = self._streamed(call, job, accelerator, future, ended) if tokens else None
+            streamed = self._streamed(run, future, ended) if tokens else None
             done = await (streamed or future)
         except asyncio.CancelledError:
-            call.meter.add(*await self._taken_out(name, accelerator, input_tokens))
-            replica.keep(variant, session, cached)
+            if run.has_begun:
+                call.meter.add(*await self._taken_out(run))
+                run.replica.keep(variant, _session(profile), run.job.cached_tokens)
             raise
         finally:
-            self._waiting.pop(name, None)
-            ended_at = self._model_now()
-            share_s = share.end(mark, ended_at)
+            self._waiting.pop(run.name, None)
+            ended_at, share_s = self._model_now(), 0.0
+            if run.has_begun:
+                share_s = run.share.end(run.mark, ended_at)
+            else:
+                self._line.leave(run)
+        # The wait in the line is the pool's doing, not the devices'.
+        sent_at += run.began_at - run.came_at
         took = Measured(
-            done.first_token_at - began_at,
-            done.finished_at - began_at,
-            shared_by(ended_at - submitted_at, share_s),
-            ahead_s,
-            others_s,
+            done.first_token_at - sent_at,
+            done.finished_at - sent_at,
+            shared_by(ended_at - run.began_at, share_s),
+            run.ahead_s,
+            run.others_s,
         )
-        self._pace.learn(self._options[variant], job, took, done.device_s)
-        replica.keep(variant, session, input_tokens + tokens)
+        self._pace.learn(self._options[variant], run.job, took, done.device_s)
+        run.replica.keep(variant, _session(profile), input_tokens + tokens)
+        cached = run.job.cached_tokens
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
         answer = body(call.request, profile, variant, (tokens, cached), self._clock.now(), ended)
@@ -181,41 +201,37 @@ class SimulatedBackend:
         self._fill.ended(is_kept=found["all"])
 
     async def _streamed(
-        self,
-        call: Call,
-        job: Job,
-        accelerator: Accelerator,
-        done: asyncio.Future[Completion],
-        ended: str,
+        self, run: _Run, done: asyncio.Future[Completion], ended: str
     ) -> Completion:
         """Tell the pieces of an answer as they are decoded, if that is wanted, and wait for it."""
+        call = run.call
         if call.tell is None or call.profile.operation not in STREAMED:
             return await done
-        first, sent = self._first.setdefault(job.id, asyncio.Event()), 0
-        what = (call.request, call.profile.operation, job.variant)
+        first, sent = self._first.setdefault(run.name, asyncio.Event()), 0
+        what = (call.request, call.profile.operation, call.placement.model_variant)
         begins = asyncio.ensure_future(first.wait())
         either: set[asyncio.Future[Any]] = {begins, done}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             while not done.done():
-                tokens = max(1, accelerator.output_tokens_of(job.id, self._model_now()))
+                accelerator = run.replica.accelerator
+                tokens = max(1, accelerator.output_tokens_of(run.name, self._model_now()))
                 if tokens > sent:
                     await call.tell(piece(*what, (sent, tokens), self._clock.now()))
                     sent = tokens
                 await asyncio.wait({done}, timeout=PIECE_S)
-            found, since = done.result(), (sent, job.output_tokens)
+            found, since = done.result(), (sent, run.output_tokens)
             await call.tell(piece(*what, since, self._clock.now(), ended))
         finally:
             begins.cancel()
-            del self._first[job.id]
+            del self._first[run.name]
         return found
 
-    async def _taken_out(
-        self, name: str, accelerator: Accelerator, input_tokens: int
-    ) -> tuple[float, int, int]:
+    async def _taken_out(self, run: _Run) -> tuple[float, int, int]:
         """Cancel a job, and return its device time and tokens: known when its iteration ends."""
-        left = self._waiting[name] = self._loop.create_future()
-        if not accelerator.cancel(name, self._model_now()) or self._is_still:
+        left = self._waiting[run.name] = self._loop.create_future()
+        accelerator = run.replica.accelerator
+        if not accelerator.cancel(run.name, self._model_now()) or self._is_still:
             return 0.0, 0, 0
         # What waited for its place is due sooner than the driver thinks.
         self._changed.set()
@@ -225,7 +241,7 @@ class SimulatedBackend:
         except TimeoutError:
             return 0.0, 0, 0
         written = event.output_tokens if isinstance(event, Cancelled) else 0
-        return event.device_s, input_tokens if event.device_s else 0, written
+        return event.device_s, run.input_tokens if event.device_s else 0, written
 
     @property
     def _is_still(self) -> bool:
@@ -242,22 +258,49 @@ class SimulatedBackend:
     async def probe(self, variant: str) -> None:
         """Return at once: a simulated server never fails by itself."""
 
-    def _replica_for(self, call: Call, input_tokens: int) -> Replica:
+    def _enter(self, run: _Run) -> None:
+        """Begin a call on the best replica, or let it wait in the line for one with room."""
+        profile, batch_id = run.call.profile, run.call.placement.batch_id
+        left_s = None
+        if profile.ttft_s is not None:
+            left_s = profile.created_at + profile.ttft_s - self._clock.now()
+        ask = Ask(
+            variant=run.call.placement.model_variant,
+            input_tokens=run.input_tokens,
+            output_tokens=profile.output_tokens,
+            ttft_left_s=self._in_model(left_s),
+            tpot_s=self._in_model(profile.tpot_s),
+            session=_session(profile),
+        )
+        if batch_id is None and left_s is not None:
+            self._line.join(run, ask, run.came_at)
+            self._start_line()
+        else:
+            self._begin(run, self._replica_for(batch_id, ask))
+        self._changed.set()
+
+    def _start_line(self) -> None:
+        """Begin what waits in the line and may begin now."""
+        for run, index in self._line.start(self._model_now()):
+            self._begin(run, self._replicas[index])
+
+    def _begin(self, run: _Run, replica: Replica) -> None:
+        call, variant, now = run.call, run.call.placement.model_variant, self._model_now()
+        session = _session(call.profile)
+        cached = replica.cached_tokens(variant, session)
+        cached = min(cached, prefix_tokens(call.request, run.input_tokens))
+        tokens = run.input_tokens, run.output_tokens, cached
+        run.job = Job(run.name, variant, *tokens, priority=-call.urgency)
+        run.has_begun, run.began_at, run.replica = True, now, replica
+        run.ahead_s, run.others_s = replica.backlog_s, self._others_s(replica, variant)
+        run.share = self._shares[self._replicas.index(replica)][variant]
+        run.mark = run.share.begin(now)
+        replica.submit(run.job, self._in_model(call.profile.tpot_s), now, session)
+
+    def _replica_for(self, batch_id: str | None, ask: Ask) -> Replica:
         """Return the replica to run on; a batch is sized for one device, spreading costs more."""
-        profile, batch_id = call.profile, call.placement.batch_id
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
-            left_s = None
-            if profile.ttft_s is not None:
-                left_s = profile.created_at + profile.ttft_s - self._clock.now()
-            ask = Ask(
-                variant=call.placement.model_variant,
-                input_tokens=input_tokens,
-                output_tokens=profile.output_tokens,
-                ttft_left_s=self._in_model(left_s),
-                tpot_s=self._in_model(profile.tpot_s),
-                session=_session(profile),
-            )
             limits = self._fill.limits
             index = choose_replica(self._replicas, ask, self._model_now(), limits)
             chosen = self._replicas[index]
@@ -273,15 +316,15 @@ class SimulatedBackend:
         variants = {
             variant: VariantStatus(
                 running=sum(r.accelerator.running_of(variant) for r in self._replicas),
-                queued=sum(r.accelerator.queued_of(variant) for r in self._replicas),
+                queued=self._line.waiting_of(variant)
+                + sum(r.accelerator.queued_of(variant) for r in self._replicas),
                 speed=self._pace.speed(variant),
                 speed_known=self._pace.known(variant),
             )
             for variant in self._options
         }
-        backlog_s = (
-            sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
-        )
+        backlog_s = sum(r.backlog_s for r in self._replicas) + self._line.prompt_s
+        backlog_s /= len(self._replicas) * self._time_scale
         accelerators = [replica.accelerator for replica in self._replicas]
         kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
         server = ServerLoad(kv_usage=round(kv_usage, 4))
@@ -302,11 +345,11 @@ class SimulatedBackend:
             for replica in self._replicas:
                 for event in replica.advance(now):
                     self._tell(event)
-            upcoming = [
-                at for r in self._replicas if (at := r.accelerator.next_event_at()) is not None
-            ]
+            self._start_line()
+            due = [r.accelerator.next_event_at() for r in self._replicas]
+            due.append(self._line.due_at(self._model_now()))
             wait_s = SLEEP_S_MAX
-            if upcoming:
+            if upcoming := [at for at in due if at is not None]:
                 wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
             self._changed.clear()
             try:
