@@ -125,12 +125,12 @@ class ModelPool:
             self._fail(attempt, now)
             return
         ask = self._ask(attempt, now)
-        if ask.ttft_left_s is None or attempt.batch_id is not None:
+        if attempt.path == "direct" and ask.ttft_left_s is not None:
+            self._line.join(attempt, ask, now * self._time_scale)
+        else:
             index = self._replica_for(attempt.batch_id, ask, now * self._time_scale)
             self._begin(attempt, index, now)
             self._begun.append((attempt, index))
-        else:
-            self._line.join(attempt, ask, now * self._time_scale)
 
     def start(self, now: float) -> Iterator[tuple[Try, int]]:
         """Yield what has begun on a replica, and on which, with what begins now."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
+from policies.hardware.accelerator import Accelerator
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.replica import Ask, Replica, find_room, least_loaded
 
@@ -34,8 +35,9 @@ class PoolLine(Generic[Name]):
     A replica with room for a request gets it at once. Where none has, it waits while its first
     token isn't due yet: its prompt would be computed between the steps of those that decode, and
     these would miss their TPOT while it has time left. When it has none, the replica with the least
-    prompts to compute gets it. Those of one variant and TPOT don't overtake each other. Times are
-    seconds.
+    prompts to compute gets it; so it does where others of its variant wait for a place there:
+    batches would go before it else. Those of one variant and TPOT don't overtake each other. Times
+    are seconds.
     """
 
     def __init__(self, replicas: Sequence[Replica], fill: PoolFill) -> None:
@@ -117,5 +119,16 @@ class PoolLine(Generic[Name]):
         index = find_room(self._replicas, ask, now, self._fill.limits)
         if index is not None:
             return index
+        index = least_loaded(self._replicas, ask)
+        if _is_overfull(self._replicas[index].accelerator, ask.variant):
+            return index
         soonest_s = min(each.backlog_s + each.prefill_s(ask) for each in self._replicas)
-        return None if left_s - soonest_s > KEPT_S else least_loaded(self._replicas, ask)
+        return None if left_s - soonest_s > KEPT_S else index
+
+
+def _is_overfull(accelerator: Accelerator, variant: str) -> bool:
+    """Return True if jobs of a variant wait for a place or for memory."""
+    if not accelerator.queued_of(variant):
+        return False
+    is_without_place = accelerator.jobs_of(variant) > accelerator.max_batch_of(variant)
+    return is_without_place or accelerator.kv_free_bytes < 0

@@ -1,12 +1,21 @@
 """Which replica of a pool serves: work gathers where every SLO on it still holds."""
 
-from policies.hardware.accelerator import VariantLimits
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, VariantLimits
 from policies.hardware.iteration import Job
+from policies.hardware.pool_fill import FULL
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import (
     LESS_ROOM,
     PREFILL_MEMORY_S,
+    TPOT_SHARE,
+    USUAL,
     Ask,
+    FillLimits,
     Replica,
     choose_replica,
 )
@@ -28,6 +37,7 @@ ROOFLINE = Roofline(
 )
 VARIANTS = {name: VariantLimits(ROOFLINE, max_batch=4) for name in ("one", "two")}
 STEP_S = ROOFLINE.step_s(1, 500)
+CHUNK_S = ROOFLINE.prefill_s(PREFILL_CHUNK_TOKENS)
 
 
 def pool(replicas: int = 3) -> list[Replica]:
@@ -108,12 +118,45 @@ def test_a_device_busy_with_prompts_takes_no_more_decoding_until_they_are_past()
     count = int(0.9 * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))
     for index in range(count):
         replicas[0].submit(Job(str(index), "one", tokens, 1), None, 0.0)
-    replicas[0].submit(Job("running", "one", 100, 200_000), 0.2, 0.0)
+    tpot_s = 0.5 * CHUNK_S
+    replicas[0].submit(Job("running", "one", 100, 200_000), tpot_s, 0.0)
     replicas[0].advance(PREFILL_MEMORY_S)
-    assert choose_replica(replicas, ask(tpot_s=0.2), PREFILL_MEMORY_S) == 1
+    assert choose_replica(replicas, ask(tpot_s=tpot_s), PREFILL_MEMORY_S) == 1
     later = 2.5 * PREFILL_MEMORY_S
     replicas[0].advance(later)
-    assert choose_replica(replicas, ask(tpot_s=0.2), later) == 0
+    assert choose_replica(replicas, ask(tpot_s=tpot_s), later) == 0
+
+
+def busy_with_prompts(
+    running: str = "one", variants: Mapping[str, VariantLimits] = VARIANTS
+) -> Replica:
+    """Return a replica that decodes, and whose prompts of "one" took nine tenths of its time."""
+    replica = Replica(variants)
+    tokens = 2_000
+    for index in range(int(0.9 * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))):
+        replica.submit(Job(str(index), "one", tokens, 1), None, 0.0)
+    replica.submit(Job("running", running, 100, 200_000), None, 0.0)
+    replica.advance(PREFILL_MEMORY_S)
+    return replica
+
+
+@pytest.mark.parametrize("limits", [USUAL, FULL])
+def test_prompts_may_take_all_the_time_where_a_step_beside_a_whole_chunk_keeps_every_tpot(
+    limits: FillLimits,
+) -> None:
+    replica = busy_with_prompts()
+    round_s = replica.accelerator.round_s("one", 500)
+    enough_s = (round_s + CHUNK_S) / limits.tpot_share
+    assert replica.can_take(ask(tpot_s=1.001 * enough_s), PREFILL_MEMORY_S, limits)
+    assert not replica.can_take(ask(tpot_s=0.999 * enough_s), PREFILL_MEMORY_S, limits)
+
+
+def test_the_chunk_is_the_longest_of_the_variants_on_the_replica() -> None:
+    slow = replace(ROOFLINE, flops=ROOFLINE.flops / 4)
+    variants = {"one": VARIANTS["one"], "two": VariantLimits(slow, max_batch=4)}
+    asked = ask("one", tpot_s=3 * CHUNK_S)
+    assert busy_with_prompts("one", variants).can_take(asked, PREFILL_MEMORY_S)
+    assert not busy_with_prompts("two", variants).can_take(asked, PREFILL_MEMORY_S)
 
 
 def test_where_none_can_the_one_with_the_least_to_do_serves() -> None:
@@ -237,8 +280,9 @@ def test_a_keeper_busy_with_prompts_takes_what_it_keeps() -> None:
     replica = replicas[0]
     give(replica, "one")
     replica.advance(5.0)
-    replica.submit(Job("p", "two", 65_000, 1), None, 5.0)
+    replica.submit(Job("p", "two", 60_000, 1), None, 5.0)
     assert 0.6 * PREFILL_MEMORY_S < replica.backlog_s < 0.9 * PREFILL_MEMORY_S
-    long = Ask("one", 30_500, 50, tpot_s=10.0, session="s")
-    assert replica.can_take(long, 5.0)
-    assert not replica.can_take(Ask("one", 30_500, 50, tpot_s=10.0, session="t"), 5.0)
+    tpot_s = 0.1
+    assert TPOT_SHARE * tpot_s - replica.accelerator.round_s("one", 30_500) < CHUNK_S
+    assert replica.can_take(Ask("one", 30_500, 50, tpot_s=tpot_s, session="s"), 5.0)
+    assert not replica.can_take(Ask("one", 30_500, 50, tpot_s=tpot_s, session="t"), 5.0)

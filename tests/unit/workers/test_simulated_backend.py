@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 import pytest
 import pytest_asyncio
+from simulated_cases import OPTION, make_call, sized
 from simulation.loop import VirtualLoop
-from stream_cases import make_options, make_policy, make_profile, request, soon
+from stream_cases import request, soon
 
 from policies import Option
 from policies.hardware import pool_fill
 from policies.hardware.replica import USUAL, FillLimits, choose_replica
 from streams.engine.clock import SystemClock
-from topics import Placement, parse_request
 from workers.backends.base import Call, CallError, Outcome
 from workers.backends.simulated import backend as simulated
 from workers.backends.simulated.backend import SimulatedBackend
@@ -28,21 +28,8 @@ from workers.backends.simulated.responses import (
     output_tokens,
 )
 
-OPTION = make_options().of("premium-eu", "yard-8b-fp8")
-POLICY = make_policy()
 # Epoch seconds as floats are exact to a quarter of a microsecond, and the model's time runs faster.
 MODEL_JITTER_S = 2e-5
-
-
-def make_call(path: Any = "direct", **fields: Any) -> Call:
-    parsed = parse_request(orjson.dumps(request(**fields)), bytes_max=100_000)
-    placement = Placement("premium-eu", "fast", OPTION.variant, "fp8", "eu-west", path)
-    return Call(parsed, make_profile(POLICY, **fields), placement)
-
-
-def sized(name: str, input_tokens: int, output_tokens: int, path: Any = "direct") -> Call:
-    hints = {"input_tokens": input_tokens, "output_tokens": output_tokens}
-    return make_call(path, id=name, hints=hints)
 
 
 Start = Callable[..., Awaitable[SimulatedBackend]]
@@ -106,7 +93,16 @@ async def test_equal_calls_finish_in_the_order_they_came_and_share_the_device(
     backend = await start()
     names = [f"c{n}" for n in range(10)]
     finished: list[str] = []
-    tasks = run(backend, *(sized(name, 500, 100) for name in names))
+    calls = [sized(name, 500, 100) for name in names]
+    # Those that have no place wait by when they are due.
+    came_at = calls[0].profile.created_at
+    tasks = run(
+        backend,
+        *(
+            replace(call, profile=replace(call.profile, created_at=came_at + 0.01 * number))
+            for number, call in enumerate(calls)
+        ),
+    )
     for name, task in zip(names, tasks, strict=True):
         task.add_done_callback(lambda _, name=name: finished.append(name))
     running: list[int] = []
@@ -223,9 +219,10 @@ async def test_the_load_is_what_runs_what_waits_and_what_is_still_to_prefill(
     await asyncio.sleep(0)
     # Short prompts are computed together, up to the size of a chunk.
     full_s = OPTION.roofline.prefill_s(2048)
-    six_s = (2 * full_s + OPTION.roofline.prefill_s(6000 - 2 * 2048)) / OPTION.time_scale
-    two_s = OPTION.roofline.prefill_s(2000) / OPTION.time_scale
-    assert backend.load().backlog_s == pytest.approx(six_s)
+    four_s = (full_s + OPTION.roofline.prefill_s(4000 - 2048)) / OPTION.time_scale
+    # Those without a place wait in the line; nobody knows yet with whom they will be computed.
+    two_s = 2 * OPTION.roofline.prefill_s(1000) / OPTION.time_scale
+    assert backend.load().backlog_s == pytest.approx(four_s + two_s)
     await until(lambda: backend.load().backlog_s < 1.1 * two_s, "four prefills")
     status = backend.load().variants[OPTION.variant]
     assert (status.running, status.queued) == (4, 2)

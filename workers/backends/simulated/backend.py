@@ -272,7 +272,7 @@ class SimulatedBackend:
             tpot_s=self._in_model(profile.tpot_s),
             session=_session(profile),
         )
-        if batch_id is None and left_s is not None:
+        if run.call.is_direct and left_s is not None:
             self._line.join(run, ask, run.came_at)
             self._start_line()
         else:
