@@ -155,8 +155,12 @@ def test_the_chunk_is_the_longest_of_the_variants_on_the_replica() -> None:
     slow = replace(ROOFLINE, flops=ROOFLINE.flops / 4)
     variants = {"one": VARIANTS["one"], "two": VariantLimits(slow, max_batch=4)}
     asked = ask("one", tpot_s=3 * CHUNK_S)
-    assert busy_with_prompts("one", variants).can_take(asked, PREFILL_MEMORY_S)
-    assert not busy_with_prompts("two", variants).can_take(asked, PREFILL_MEMORY_S)
+    later = 1.1 * PREFILL_MEMORY_S
+    for beside, can_take in (("one", True), ("two", False)):
+        replica = busy_with_prompts(beside, variants)
+        replica.advance(later)
+        assert replica.accelerator.has_room("one", 600)
+        assert replica.can_take(asked, later) == can_take, beside
 
 
 def test_where_none_can_the_one_with_the_least_to_do_serves() -> None:
