@@ -1,0 +1,241 @@
+"""The line of the simulated backend, on a clock of its own: who waits there, and until when."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from simulated_cases import OPTION, make_call
+from simulation.loop import VirtualLoop
+
+from policies.hardware.pool_line import KEPT_S, RECHECK_S
+from policies.learning.device_constants import Measured
+from workers.backends.base import Call, Outcome
+from workers.backends.simulated.backend import SimulatedBackend
+
+SLOW = replace(OPTION, time_scale=1.0)
+STEP_S = SLOW.roofline.step_s(1, 500)
+PREFILL_S = SLOW.roofline.prefill_s(500)
+TTFT_S = 1.5
+START = 1_800_000_000.0
+# One in which a first token may be due.
+JITTER_S = 1e-5
+
+
+class LoopClock:
+    """Epoch seconds of a virtual loop."""
+
+    def now(self) -> float:
+        return START + asyncio.get_running_loop().time()
+
+
+def chat(name: str, tokens: int = 20, **slo: float | None) -> Call:
+    """Return a call made now: 500 tokens, a TTFT, no TPOT."""
+    call = make_call(id=name, hints={"input_tokens": 500, "output_tokens": tokens})
+    profile = replace(call.profile, created_at=LoopClock().now(), ttft_s=TTFT_S, tpot_s=None)
+    return replace(call, profile=replace(profile, **slo))
+
+
+def alone(tokens: int = 100_000) -> Call:
+    """Return a call that starts at once, and whose TPOT allows no company."""
+    return chat("alone", tokens, ttft_s=None, tpot_s=STEP_S)
+
+
+def on_virtual_time(
+    scenario: Callable[[SimulatedBackend], Awaitable[None]], **changes: Any
+) -> None:
+    async def run() -> None:
+        backend = SimulatedBackend((replace(SLOW, **changes),), LoopClock())
+        await backend.start()
+        await scenario(backend)
+        await backend.stop()
+
+    VirtualLoop().finish(run())
+
+
+def begun(backend: SimulatedBackend, *calls: Call) -> list[asyncio.Task[Outcome]]:
+    return [asyncio.create_task(backend.execute(call)) for call in calls]
+
+
+def told(backend: SimulatedBackend) -> tuple[int, int]:
+    status = backend.load().variants[OPTION.variant]
+    return status.running, status.queued
+
+
+async def busy(backend: SimulatedBackend, tokens: int = 100_000) -> asyncio.Task[Outcome]:
+    """Let the only replica decode what has to be alone."""
+    (task,) = begun(backend, alone(tokens))
+    await asyncio.sleep(0.05)
+    assert told(backend) == (1, 0)
+    return task
+
+
+def test_a_call_waits_until_its_first_token_is_nearly_due() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        call = chat("c")
+        outcome = await backend.execute(call)
+        waited_s = outcome.started_at - call.profile.created_at
+        latest_s = TTFT_S - KEPT_S - PREFILL_S
+        assert latest_s - JITTER_S <= waited_s <= latest_s + RECHECK_S + STEP_S
+        assert outcome.first_token_at is not None
+        assert outcome.first_token_at <= call.profile.created_at + TTFT_S
+
+    on_virtual_time(scenario)
+
+
+def test_a_call_begins_when_there_is_room_and_sooner_than_another_that_is_due_later() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        first = await busy(backend, tokens=100)
+        calls = [chat("later", 500, tpot_s=STEP_S), chat("c", 500, tpot_s=STEP_S)]
+        calls[1] = replace(calls[1], profile=replace(calls[1].profile, ttft_s=0.9 * TTFT_S))
+        later, soon = await asyncio.gather(*begun(backend, *calls))
+        ended_at = (await first).finished_at
+        assert soon.started_at == pytest.approx(ended_at, abs=JITTER_S)
+        assert ended_at < calls[1].profile.created_at + 0.5 * TTFT_S
+        assert later.started_at > soon.started_at + 10 * STEP_S
+
+    on_virtual_time(scenario)
+
+
+def test_calls_without_a_ttft_and_batches_wait_for_no_room() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        member = chat("member")
+        member = replace(member, placement=replace(member.placement, path="batch", batch_id="b"))
+        for call in (chat("any", ttft_s=None), member):
+            now = LoopClock().now()
+            (outcome,) = await asyncio.gather(*begun(backend, call))
+            assert outcome.started_at - now <= 2 * STEP_S
+
+    on_virtual_time(scenario)
+
+
+def test_the_load_has_the_line() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        begun(backend, chat("a"), chat("b"))
+        await asyncio.sleep(0)
+        load = backend.load()
+        assert told(backend) == (1, 2)
+        assert load.backlog_s == pytest.approx(2 * PREFILL_S)
+        await asyncio.sleep(TTFT_S + 20 * STEP_S)
+        assert told(backend) == (1, 0)
+        assert backend.load().backlog_s == 0.0
+
+    on_virtual_time(scenario)
+
+
+def test_the_backlog_of_the_line_is_that_of_one_replica_in_wall_time() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        begun(backend, alone())
+        await asyncio.sleep(0.01)
+        begun(backend, alone())
+        await asyncio.sleep(0.01)
+        begun(backend, chat("a"))
+        await asyncio.sleep(0)
+        assert told(backend) == (2, 1)
+        assert backend.load().backlog_s == pytest.approx(PREFILL_S / 2 / 10)
+
+    on_virtual_time(scenario, replicas=2, time_scale=10.0)
+
+
+def test_a_call_that_is_cancelled_in_line_used_nothing_and_never_begins() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        call, other = chat("c"), chat("other")
+        task, next_one = begun(backend, call, other)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert told(backend) == (1, 1)
+        assert (call.meter.device_s, call.meter.input_tokens) == (0.0, 0)
+        await next_one
+        assert told(backend) == (1, 0)
+
+    on_virtual_time(scenario)
+
+
+def test_a_stop_cancels_what_waits_in_line() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        tasks = begun(backend, chat("a"), chat("b"))
+        await asyncio.sleep(0.1)
+        await backend.stop()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+        assert told(backend)[1] == 0
+
+    on_virtual_time(scenario)
+
+
+def test_a_defect_of_the_devices_fails_what_waits_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        (task,) = begun(backend, chat("a"))
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr("policies.hardware.replica.Replica.advance", broken)
+        with pytest.raises(ZeroDivisionError):
+            await task
+        assert told(backend)[1] == 0
+
+    on_virtual_time(scenario)
+
+
+def test_what_is_measured_of_a_call_leaves_its_wait_in_the_line_out() -> None:
+    measured: list[Measured] = []
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        backend._pace.learn = lambda *args: measured.append(args[2])  # type: ignore[method-assign]
+        await busy(backend)
+        outcome = await backend.execute(chat("c"))
+        assert outcome.first_token_at is not None
+        (took,) = measured
+        latency_s = SLOW.latency_s
+        first_s = latency_s + outcome.first_token_at - outcome.started_at
+        assert took.first_s == pytest.approx(first_s, abs=STEP_S)
+        total_s = latency_s + outcome.finished_at - outcome.started_at
+        assert took.total_s == pytest.approx(total_s, abs=STEP_S)
+        assert took.sequences == 2
+
+    on_virtual_time(scenario)
+
+
+def test_what_begins_together_knows_what_began_before_it() -> None:
+    """Else all of a line would go to the replica that has room for one of them."""
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        tasks = begun(backend, *(alone(60) for _ in range(2)))
+        await asyncio.sleep(0.05)
+        waiting = [chat(str(n), 20, tpot_s=STEP_S) for n in range(2)]
+        tasks += begun(backend, *waiting)
+        first, second, third, fourth = await asyncio.gather(*tasks)
+        assert first.finished_at == pytest.approx(second.finished_at, abs=JITTER_S)
+        assert third.started_at == pytest.approx(fourth.started_at, abs=JITTER_S)
+        assert third.finished_at == pytest.approx(fourth.finished_at, abs=JITTER_S)
+        assert third.device_s == pytest.approx(PREFILL_S + SLOW.roofline.decode_s(20, 1, 500))
+
+    on_virtual_time(scenario, replicas=2)
+
+
+def test_a_streamed_call_tells_its_pieces_after_its_wait() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        await busy(backend)
+        pieces: list[float] = []
+
+        async def tell(_: dict[str, Any]) -> None:
+            pieces.append(LoopClock().now())
+
+        call = replace(chat("c", 200), tell=tell)
+        outcome = await backend.execute(call)
+        assert outcome.first_token_at is not None
+        assert pieces[0] == pytest.approx(outcome.first_token_at, abs=STEP_S)
+        assert pieces[0] > call.profile.created_at + TTFT_S - KEPT_S - PREFILL_S
+        assert len(pieces) > 2
+
+    on_virtual_time(scenario)
