@@ -37,9 +37,9 @@ def chat(name: str, tokens: int = 20, **slo: float | None) -> Call:
     return replace(call, profile=replace(profile, **slo))
 
 
-def alone(tokens: int = 100_000) -> Call:
+def alone(tokens: int = 100_000, pace: float = 1.0) -> Call:
     """Return a call that starts at once, and whose TPOT allows no company."""
-    return chat("alone", tokens, ttft_s=None, tpot_s=STEP_S)
+    return chat("alone", tokens, ttft_s=None, tpot_s=STEP_S / pace)
 
 
 def on_virtual_time(
@@ -129,10 +129,9 @@ def test_the_load_has_the_line() -> None:
 
 def test_the_backlog_of_the_line_is_that_of_one_replica_in_wall_time() -> None:
     async def scenario(backend: SimulatedBackend) -> None:
-        begun(backend, alone())
-        await asyncio.sleep(0.01)
-        begun(backend, alone())
-        await asyncio.sleep(0.01)
+        for _ in range(2):
+            begun(backend, alone(pace=10.0))
+            await asyncio.sleep(0.01)
         begun(backend, chat("a"))
         await asyncio.sleep(0)
         assert told(backend) == (2, 1)
