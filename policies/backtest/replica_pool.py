@@ -14,7 +14,7 @@ from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.pool_line import PoolLine
+from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
@@ -24,6 +24,7 @@ from policies.learning.feedback import Experience
 from policies.scoring.hours import device_wh, footprint, price_factor
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
 from topics.bounded_dict import BoundedDict
+from topics.records.placement import Path
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -42,7 +43,7 @@ class Try:
 
     outcome: ReplayOutcome
     option: Option
-    path: str
+    path: Path
     batch_id: str | None
     fails: bool = False
     replica: int = 0
@@ -125,7 +126,7 @@ class ModelPool:
             self._fail(attempt, now)
             return
         ask = self._ask(attempt, now)
-        if attempt.path == "direct" and ask.ttft_left_s is not None:
+        if may_wait(attempt.path, attempt.outcome.profile.tier, ask):
             self._line.join(attempt, ask, now * self._time_scale)
         else:
             index = self._replica_for(attempt.batch_id, ask, now * self._time_scale)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from policies.hardware.accelerator import Accelerator
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.replica import Ask, Replica, find_room, least_loaded
+from topics.records.placement import Path
 
 # The time before a first token is due in which its prompt is computed at the latest, beside what it
 # takes alone: others decode meanwhile. By replays of the busiest 40 s of the open trace at rate 10.
@@ -124,6 +125,11 @@ class PoolLine(Generic[Name]):
             return index
         soonest_s = min(each.backlog_s + each.prefill_s(ask) for each in self._replicas)
         return None if left_s - soonest_s > KEPT_S else index
+
+
+def may_wait(path: Path, tier: str, ask: Ask) -> bool:
+    """Return True if a request waits for room: a direct one with a TTFT, not of tier priority."""
+    return path == "direct" and tier != "priority" and ask.ttft_left_s is not None
 
 
 def _is_overfull(accelerator: Accelerator, variant: str) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from backtest_cases import asked
@@ -58,6 +59,14 @@ def test_where_nothing_ends_one_in_line_begins_when_its_token_is_nearly_due() ->
     assert found.attained
 
 
+def test_tier_priority_and_batches_wait_for_no_room() -> None:
+    loaded = Loaded()
+    for row, (tier, path) in enumerate((("priority", "direct"), ("auto", "batch")), start=10):
+        loaded.submit(row, 0.2, 10, tier, path)
+        assert row in loaded.begun
+    assert loaded.pool.status(0.2).queued == 4
+
+
 def test_an_outage_sends_those_in_line_elsewhere_as_those_that_run() -> None:
     gone = Outage(pool="premium-eu", from_s=0.5, to_s=100.0)
     lengths = 3 * PLACES * [LONG_TOKENS]
@@ -96,11 +105,13 @@ class Loaded:
         list(self.pool.advance(0, self.now))
         self.line = [self.submit(PLACES, 0.1, 10), self.submit(PLACES + 1, 0.1, 10)]
 
-    def submit(self, row: int, at: float, output_tokens: int) -> Try:
+    def submit(
+        self, row: int, at: float, output_tokens: int, tier: Any = "auto", path: Any = "direct"
+    ) -> Try:
         made = make_profile(make_policy(), id=f"c{row}", hints={"input_tokens": 300})
-        profile = replace(made, created_at=at, ttft_s=TTFT_S, tpot_s=None)
+        profile = replace(made, created_at=at, ttft_s=TTFT_S, tpot_s=None, tier=tier)
         outcome = ReplayOutcome(row, profile, 300, output_tokens)
-        attempt = Try(outcome, self.option, "direct", None)
+        attempt = Try(outcome, self.option, path, None)
         self.pool.submit(attempt, at)
         self.start(at)
         return attempt

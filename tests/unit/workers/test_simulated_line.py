@@ -99,12 +99,14 @@ def test_a_call_begins_when_there_is_room_and_sooner_than_another_that_is_due_la
     on_virtual_time(scenario)
 
 
-def test_calls_without_a_ttft_and_batches_wait_for_no_room() -> None:
+def test_calls_without_a_ttft_batches_and_tier_priority_wait_for_no_room() -> None:
     async def scenario(backend: SimulatedBackend) -> None:
         await busy(backend)
         member = chat("member")
         member = replace(member, placement=replace(member.placement, path="batch", batch_id="b"))
-        for call in (chat("any", ttft_s=None), member):
+        paid = chat("paid")
+        paid = replace(paid, profile=replace(paid.profile, tier="priority"))
+        for call in (chat("any", ttft_s=None), member, paid):
             now = LoopClock().now()
             (outcome,) = await asyncio.gather(*begun(backend, call))
             assert outcome.started_at - now <= 2 * STEP_S

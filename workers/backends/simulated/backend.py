@@ -19,7 +19,7 @@ from policies.hardware.accelerator import (
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.pool_line import PoolLine
+from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.learning.device_constants import Measured
@@ -272,7 +272,7 @@ class SimulatedBackend:
             tpot_s=self._in_model(profile.tpot_s),
             session=_session(profile),
         )
-        if run.call.is_direct and left_s is not None:
+        if may_wait(run.call.placement.path, profile.tier, ask):
             self._line.join(run, ask, run.came_at)
             self._start_line()
         else:
