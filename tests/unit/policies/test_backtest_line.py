@@ -60,11 +60,10 @@ def test_where_nothing_ends_one_in_line_begins_when_its_token_is_nearly_due() ->
 
 
 def test_tier_priority_and_batches_wait_for_no_room() -> None:
-    loaded = Loaded()
-    for row, (tier, path) in enumerate((("priority", "direct"), ("auto", "batch")), start=10):
-        loaded.submit(row, 0.2, 10, tier, path)
-        assert row in loaded.begun
-    assert loaded.pool.status(0.2).queued == 4
+    for tier, path in (("priority", "direct"), ("auto", "batch")):
+        loaded = Loaded()
+        loaded.submit(10, 0.2, 10, tier, path)
+        assert 10 in loaded.begun
 
 
 def test_an_outage_sends_those_in_line_elsewhere_as_those_that_run() -> None:
