@@ -1,6 +1,7 @@
 """The line of the simulated backend, on a clock of its own: who waits there, and until when."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,13 @@ import pytest
 from simulated_cases import OPTION, make_call
 from simulation.loop import VirtualLoop
 
+from policies import Option
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replica_pool import ModelPool, Try
 from policies.hardware.pool_line import KEPT_S, RECHECK_S
 from policies.learning.device_constants import Measured
+from topics import Profile
 from workers.backends.base import Call, Outcome
 from workers.backends.simulated.backend import SimulatedBackend
 
@@ -19,7 +25,7 @@ STEP_S = SLOW.roofline.step_s(1, 500)
 PREFILL_S = SLOW.roofline.prefill_s(500)
 TTFT_S = 1.5
 START = 1_800_000_000.0
-# One in which a first token may be due.
+# Epoch seconds as floats are exact to a quarter of a microsecond.
 JITTER_S = 1e-5
 
 
@@ -240,3 +246,60 @@ def test_a_streamed_call_tells_its_pieces_after_its_wait() -> None:
         assert len(pieces) > 2
 
     on_virtual_time(scenario)
+
+
+Span = tuple[float, float]
+"""Begin and end of a request."""
+
+
+def in_a_backtest(option: Option, profiles: list[Profile]) -> tuple[dict[int, Span], int]:
+    """Return when chats of 500 tokens run in a modelled pool, and how many waited at most."""
+    pool = ModelPool([option], Reality(), random.Random(0).random)
+    found: dict[int, Span] = {}
+    coming, now, waited = list(enumerate(profiles)), 0.0, 0
+    while coming or not pool.is_idle:
+        due = [coming[0][1].created_at if coming else None, pool.line_due_at(now)]
+        due += [pool.due_at(index) for index in range(option.replicas)]
+        now = min(at for at in due if at is not None)
+        for index in range(option.replicas):
+            for ended in pool.advance(index, now):
+                done = ended.attempt.outcome
+                assert done.started_s is not None
+                assert done.finished_s is not None
+                found[done.row] = done.started_s, done.finished_s
+        while coming and coming[0][1].created_at <= now:
+            row, profile = coming.pop(0)
+            outcome = ReplayOutcome(row, profile, 500, profile.output_tokens)
+            pool.submit(Try(outcome, option, "direct", None), now)
+        list(pool.start(now))
+        waited = max(waited, pool.status(now).queued)
+    return found, waited
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_line_is_that_of_the_backtest(seed: int) -> None:
+    draw = random.Random(seed)
+    arrivals = [
+        (0.03 * n + 0.02 * draw.random(), draw.choice((20, 60, 200)), draw.choice((None, 1.2, 3.0)))
+        for n in range(60)
+    ]
+    found: dict[int, Span] = {}
+    profiles: list[Profile] = []
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        async def one(number: int, at_s: float, tokens: int, steps: float | None) -> None:
+            await asyncio.sleep(at_s)
+            tpot_s = None if steps is None else steps * STEP_S
+            call = chat(str(number), tokens, tpot_s=tpot_s)
+            profiles.append(replace(call.profile, created_at=at_s))
+            outcome = await backend.execute(call)
+            found[number] = outcome.started_at - START, outcome.finished_at - START
+
+        await asyncio.gather(*(one(number, *each) for number, each in enumerate(arrivals)))
+
+    on_virtual_time(scenario, replicas=2, latency_s=0.0)
+    expected, waited = in_a_backtest(replace(SLOW, replicas=2, latency_s=0.0), profiles)
+    assert waited > 3
+    assert set(found) == set(expected) == set(range(len(arrivals)))
+    for number, span in expected.items():
+        assert found[number] == pytest.approx(span, abs=JITTER_S), number
