@@ -18,13 +18,14 @@ from policies.hardware.pool_line import KEPT_S, RECHECK_S
 from policies.learning.device_constants import Measured
 from topics import Profile
 from workers.backends.base import Call, Outcome
-from workers.backends.simulated.backend import SimulatedBackend
+from workers.backends.simulated.backend import LOOK_S_MIN, SimulatedBackend
 
 SLOW = replace(OPTION, time_scale=1.0)
 STEP_S = SLOW.roofline.step_s(1, 500)
 PREFILL_S = SLOW.roofline.prefill_s(500)
 TTFT_S = 1.5
 START = 1_800_000_000.0
+WATCHED_S = 0.2
 # Epoch seconds as floats are exact to a quarter of a microsecond.
 JITTER_S = 1e-5
 
@@ -228,6 +229,26 @@ def test_what_begins_together_knows_what_began_before_it() -> None:
         assert third.device_s == pytest.approx(PREFILL_S + SLOW.roofline.decode_s(20, 1, 500))
 
     on_virtual_time(scenario, replicas=2)
+
+
+def test_a_fast_pool_does_not_look_at_its_line_all_the_time() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        looked, start = [], backend._line.start
+
+        def counted(now: float) -> Any:
+            looked.append(now)
+            return start(now)
+
+        backend._line.start = counted  # type: ignore[method-assign]
+        begun(backend, alone(pace=100.0))
+        await asyncio.sleep(0.01)
+        begun(backend, chat("c"))
+        await asyncio.sleep(WATCHED_S)
+        assert told(backend) == (1, 1)
+        often = WATCHED_S / LOOK_S_MIN
+        assert 0.9 * often < len(looked) < 1.1 * often
+
+    on_virtual_time(scenario, time_scale=100.0)
 
 
 def test_a_streamed_call_tells_its_pieces_after_its_wait() -> None:

@@ -45,6 +45,8 @@ TAKEN_OUT_S_MAX = 0.5
 BATCHES_MAX = 4096
 # Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
 PIECE_S = 0.05
+# Least time between two looks at the line where nothing happens: a look costs tenths of it.
+LOOK_S_MIN = 0.002
 STREAMED = frozenset({"chat", "completions"})
 
 
@@ -347,7 +349,9 @@ class SimulatedBackend:
                     self._tell(event)
             self._start_line()
             due = [r.accelerator.next_event_at() for r in self._replicas]
-            due.append(self._line.due_at(self._model_now()))
+            now = self._model_now()
+            if (look_at := self._line.due_at(now)) is not None:
+                due.append(max(look_at, now + LOOK_S_MIN * self._time_scale))
             wait_s = SLEEP_S_MAX
             if upcoming := [at for at in due if at is not None]:
                 wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
