@@ -61,7 +61,7 @@ BUDGETS: tuple[list[dict[str, Any]], ...] = (
     [{"window_s": 30.0, "usd": 0.0004}],
     [{"window_s": 15.0, "tokens": 400}],
     [{"window_s": 20.0, "requests": 6, "usd": 0.0004}, {"window_s": 60.0, "tokens": 1500}],
-    [{"window_s": 30.0, "wh": 0.08}],
+    [{"window_s": 30.0, "wh": 2.0}],
 )
 # Of each tenant, beside its own.
 CLASS_BUDGETS = {"summarization": [{"window_s": 25.0, "requests": 8, "wh": 1.0}]}

@@ -55,7 +55,8 @@ async def test_a_short_demo_loses_and_doubles_nothing(quick, kafka):
     # Beside other tests the machine may be too slow for its pools, which then shed a few.
     assert set(found["statuses"]) <= {"completed", "rejected"}
     assert found["statuses"]["completed"] >= 0.97 * REQUESTS
-    assert sum(figures["requests"] for figures in found["by_pool"].values()) == REQUESTS
+    served = sum(figures["requests"] for figures in found["by_pool"].values())
+    assert served == found["statuses"]["completed"]
     assert sum(figures["requests"] > 0 for figures in found["by_pool"].values()) >= 3
     tasks = {row.task for row in load_rows(REQUESTS)}
     assert set(found["by_task"]) == set(found["slo_attainment"]["by_task"]) == tasks

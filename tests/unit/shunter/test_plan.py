@@ -288,7 +288,7 @@ class Recorded:
 
 def test_a_fleet_is_judged_until_one_case_fails_and_in_none_that_takes_nothing() -> None:
     """What is kept is the same as by all cases, where the fleet holds and where it doesn't."""
-    counts = {POOL: 4, "silicon-us": 2, "cpu-eu": 2}
+    counts = {POOL: 1, "silicon-us": 2, "cpu-eu": 2}
     judge = Judge(Setting(sample(80), FLEET, POLICY, Reality()), Market(), 0.99, 0.95)
     borne: list[Case] = [("lpddr-eu",), (POOL,)]
     failed: Case = ("silicon-us",)
@@ -301,7 +301,9 @@ def test_a_fleet_is_judged_until_one_case_fails_and_in_none_that_takes_nothing()
             assert found.is_kept == (cases == borne)
             assert recorded.asked == [(), *cases[1:]]
         recorded.asked.clear()
-        (other,) = search._judged(cast(Any, recorded), [counts | {POOL: 5}], until_one_fails=True)
+        (other,) = search._judged(
+            cast(Any, recorded), [counts | {"cpu-eu": 3}], until_one_fails=True
+        )
     assert found.worst_case == other.worst_case == failed
     assert recorded.asked == [(), failed]
 
