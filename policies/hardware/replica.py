@@ -17,7 +17,7 @@ TTFT_SHARE = 0.5
 # Seconds over which the share of prompts in a replica's time is told, past and ahead, and the most
 # of it beside which a replica that decodes takes more. What lies ahead is computed at a stretch, in
 # which a reply of some tokens is over: by replays with 5, 3, 2 and 1 s.
-PREFILL_MEMORY_S = 2.0
+PREFILL_MEMORY_S = 3.0
 PREFILL_SHARE_MAX = 0.6
 
 

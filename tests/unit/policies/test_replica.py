@@ -284,7 +284,7 @@ def test_a_keeper_busy_with_prompts_takes_what_it_keeps() -> None:
     replica = replicas[0]
     give(replica, "one")
     replica.advance(5.0)
-    replica.submit(Job("p", "two", 32_000, 1), None, 5.0)
+    replica.submit(Job("p", "two", 44_000, 1), None, 5.0)
     assert 0.6 * PREFILL_MEMORY_S < replica.backlog_s < 0.9 * PREFILL_MEMORY_S
     tpot_s = 0.1
     assert TPOT_SHARE * tpot_s - replica.accelerator.round_s("one", 30_500) < CHUNK_S
