@@ -158,7 +158,7 @@ def _limit_from_above(
     forced: Mapping[int, int],
 ) -> None:
     """Bound what is done from each span's beginning on, by what may still run then."""
-    token_s = TokenTimes.of(option).token_s
+    times = TokenTimes.of(option)
     # What may run in the last span as in the first has one variable of each amount for all spans.
     free = {name: programme.variable() for name in AMOUNTS}
     sums = {name: {column: 1.0} for name, column in free.items()}
@@ -167,7 +167,7 @@ def _limit_from_above(
         if not _is_free(demand, option, spans[-1].from_s):
             some.append((column, demand))
             continue
-        for name, value in _after(demand, option, spans[-1].from_s).items():
+        for name, value in _after(demand, option, times, spans[-1].from_s).items():
             sums[name][column] = -value
     programme.at_most += [(row, 0.0) for row in sums.values()]
     for at, first in enumerate(spans):
@@ -177,9 +177,9 @@ def _limit_from_above(
         }
         for column, tokens in forced.items():
             rows["count"][column] = -1.0
-            rows["prompt_s"][column] = -tokens * token_s
+            rows["prompt_s"][column] = -tokens * times.token_s
         for column, demand in some:
-            for name, value in _after(demand, option, first.from_s).items():
+            for name, value in _after(demand, option, times, first.from_s).items():
                 rows[name][column] = -value
         programme.at_most += [(row, 0.0) for row in rows.values()]
 
@@ -200,7 +200,7 @@ def _is_free(demand: Demand, option: Option, at_s: float) -> bool:
     return _may_begin_after(demand, at_s) and _steps_after(demand, option, at_s) == demand.steps
 
 
-def _after(demand: Demand, option: Option, at_s: float) -> dict[str, float]:
+def _after(demand: Demand, option: Option, times: TokenTimes, at_s: float) -> dict[str, float]:
     """Return the most of each amount that a request has in iterations which end after a time."""
     if latest_end_s(demand) <= at_s:
         return {}
@@ -214,8 +214,8 @@ def _after(demand: Demand, option: Option, at_s: float) -> dict[str, float]:
         "read": read / 1000,
     }
     if _may_begin_after(demand, at_s):
-        found["count"] = chunks_of(demand, option)
-        found["prompt_s"] = TokenTimes.of(option).prompt_compute_s(demand)
+        found["count"] = chunks_of(demand)
+        found["prompt_s"] = times.prompt_compute_s(demand)
     return found
 
 

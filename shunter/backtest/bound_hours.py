@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from policies import Option, Options
-from shunter.backtest.bound_times import TokenTimes, chunk_tokens
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from shunter.backtest.bound_times import TokenTimes
 from shunter.backtest.bound_work import add_work, token_usd
 from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.programme import Programme
@@ -135,7 +136,7 @@ def _add_span(
         memory[steps] = times.overhead_s + times.one_s - growth_s
         for column, demand in here.prompts:
             tokens = demand.input_tokens
-            chunks[column] = tokens / chunk_tokens(option)
+            chunks[column] = tokens / PREFILL_CHUNK_TOKENS
             beside_s = tokens * times.traffic_s + chunks[column] * times.prompt_s
             _add(compute, column, beside_s + tokens * times.token_s)
             _add(memory, column, beside_s)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies import Option
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
 from shunter.backtest.bound_ends import limit_spans, spans_after
 from shunter.backtest.bound_times import (
     Iterations,
     Served,
     TokenTimes,
-    chunk_tokens,
     chunks_of,
     context_beyond,
     context_tokens,
@@ -75,13 +75,13 @@ class Cuts:
     forced: dict[int, int]
 
     @classmethod
-    def new(cls, programme: Programme, option: Option, served: Served) -> "Cuts":
+    def new(cls, programme: Programme, served: Served) -> "Cuts":
         """Add the variables to a programme."""
-        chunk = chunk_tokens(option)
+        chunk = PREFILL_CHUNK_TOKENS
         cuts = cls(programme.variable(), {programme.variable(): chunk})
         by_gap: dict[int, dict[int, float]] = {}
         for column, demand in served:
-            gap = chunk * chunks_of(demand, option) - demand.input_tokens + 1
+            gap = chunk * chunks_of(demand) - demand.input_tokens + 1
             by_gap.setdefault(gap.bit_length() - 1, {})[column] = -1.0
         for bits, row in by_gap.items():
             column = programme.variable()
@@ -125,7 +125,7 @@ def add_iterations(
         ],
         [*before.others, *(span.others for span in spans)],
     )
-    cuts = Cuts.new(programme, option, served)
+    cuts = Cuts.new(programme, served)
     _add_beside(option, served, cuts, busy)
     for kind in kinds.every:
         busy[kind.seconds] = 1.0
@@ -133,7 +133,7 @@ def add_iterations(
     programme.limits |= {kind.prompt_s: 0.0 for kind in kinds.others}
     _split(programme, option, served, kinds.every)
     _split_prompts(programme, option, served, kinds, cuts)
-    _limit_chunked(programme, option, served, kinds, cuts)
+    _limit_chunked(programme, served, kinds, cuts)
     _limit_sharing(programme, option, served, kinds)
     if last_s is not None:
         _limit_reads(programme, served, kinds.every)
@@ -144,7 +144,7 @@ def add_iterations(
 
 def short_prompts(option: Option, served: Served) -> list[int]:
     """Return the longest prompts of the kinds of iterations in which short ones end."""
-    times, chunk = TokenTimes.of(option), chunk_tokens(option)
+    times, chunk = TokenTimes.of(option), PREFILL_CHUNK_TOKENS
     steps = sum(d.steps for _, d in served)
     read = sum(context_tokens(d) for _, d in served) / steps if steps else 0.0
     batch = min(option.max_batch, option.kv_capacity_tokens / read) if read else 1
@@ -157,7 +157,7 @@ def _add_beside(option: Option, served: Served, cuts: Cuts, busy: dict[int, floa
     """Add to the busy time what prompts and chunks take beside arithmetic and memory."""
     times = TokenTimes.of(option)
     for column, demand in served:
-        busy[column] = busy.get(column, 0.0) + times.prompt_beside_s(demand, option)
+        busy[column] = busy.get(column, 0.0) + times.prompt_beside_s(demand)
     busy[cuts.count] = times.prompt_s
     # Each has a chunk of a prompt of a request that doesn't count, besides.
     for column, tokens in cuts.forced.items():
@@ -219,17 +219,15 @@ def _split_prompts(
     programme.equal.append((every, 0.0))
 
 
-def _limit_chunked(
-    programme: Programme, option: Option, served: Served, kinds: Kinds, cuts: Cuts
-) -> None:
+def _limit_chunked(programme: Programme, served: Served, kinds: Kinds, cuts: Cuts) -> None:
     """Bound the iterations with a chunk of a prompt, from both sides."""
-    chunk = chunk_tokens(option)
+    chunk = PREFILL_CHUNK_TOKENS
     ends: list[dict[int, float]] = [{kind.count: 1.0 for kind in each} for each in kinds.chunked]
     most: dict[int, float] = {count: 1.0 for each in ends for count in each}
     tokens: dict[int, float] = dict.fromkeys(most, -1.0)
     ends[-1][cuts.count] = -1.0
     for column, demand in served:
-        chunks = chunks_of(demand, option)
+        chunks = chunks_of(demand)
         most[column] = -chunks
         tokens[column] = demand.input_tokens / chunk
         if chunks > 1:
@@ -249,7 +247,7 @@ def _limit_sharing(programme: Programme, option: Option, served: Served, kinds: 
         memory |= {kind.count: -1.0, kind.reserved: 1.0}
     for column, demand in served:
         # A prompt under way has its place, and its memory, as a reply has.
-        chunks = chunks_of(demand, option)
+        chunks = chunks_of(demand)
         places[column] = chunks
         memory[column] = chunks * memory_share(demand, option)
     programme.at_most += [(places, 0.0), (memory, 0.0)]
@@ -261,12 +259,13 @@ def _limit_sharing(programme: Programme, option: Option, served: Served, kinds: 
         read = {kind.read: 1000.0 / option.kv_capacity_tokens, kind.reserved: -1.0}
         programme.at_most += [(places, 0.0), (memory, 0.0), (read, 0.0)]
     counts = dict.fromkeys((kind.count for kind in kinds.every), -1.0)
+    times = TokenTimes.of(option)
     for weight in _weights(option, [demand for _, demand in served]):
         pace = dict(counts)
         for column, demand in served:
             limit_s = demand.profile.tpot_s
             if demand.steps and limit_s is not None:
-                share = 2 * _root_context(demand) - weight * _spare_tokens(option, limit_s)
+                share = 2 * _root_context(demand) - weight * _spare_tokens(times, limit_s)
                 pace[column] = demand.steps * weight * share
         programme.at_most.append((pace, 0.0))
 
@@ -303,10 +302,9 @@ def _root_context(demand: Demand) -> float:
     return (math.sqrt(first) + math.sqrt(first + demand.steps - 1)) / 2
 
 
-def _spare_tokens(option: Option, tpot_s: float) -> float:
+def _spare_tokens(times: TokenTimes, tpot_s: float) -> float:
     """Return the cached tokens that a step can read within the TPOT, beside the weights."""
-    rates = TokenTimes.of(option)
-    return (tpot_s - rates.one_s - rates.overhead_s) / rates.kv_s
+    return (tpot_s - times.one_s - times.overhead_s) / times.kv_s
 
 
 def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
@@ -315,5 +313,6 @@ def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
     if not limited or option.roofline.kv_bytes_per_token == 0:
         return []
     root = sum(d.steps * _root_context(d) for d in limited)
-    spare = sum(d.steps * _spare_tokens(option, d.profile.tpot_s or 0.0) for d in limited)
+    times = TokenTimes.of(option)
+    spare = sum(d.steps * _spare_tokens(times, d.profile.tpot_s or 0.0) for d in limited)
     return [factor * root / spare for factor in (0.5, 1.0, 2.0)]

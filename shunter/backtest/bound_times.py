@@ -13,14 +13,9 @@ Served = Sequence[tuple[int, Demand]]
 """The requests that an option may serve, each with the variable of its share."""
 
 
-def chunk_tokens(_option: Option) -> int:
-    """Return the prompt tokens that an iteration of an option computes at most."""
-    return PREFILL_CHUNK_TOKENS
-
-
-def chunks_of(demand: Demand, option: Option) -> int:
+def chunks_of(demand: Demand) -> int:
     """Return in how many iterations its prompt is computed at least."""
-    return math.ceil(demand.input_tokens / chunk_tokens(option))
+    return math.ceil(demand.input_tokens / PREFILL_CHUNK_TOKENS)
 
 
 def memory_share(demand: Demand, option: Option) -> float:
@@ -112,6 +107,6 @@ class TokenTimes:
         tokens = demand.input_tokens
         return tokens * self.token_s + tokens * tokens / 2 * self.pair_s
 
-    def prompt_beside_s(self, demand: Demand, option: Option) -> float:
+    def prompt_beside_s(self, demand: Demand) -> float:
         """Return the least that a prompt takes beside arithmetic and memory."""
-        return demand.input_tokens * self.traffic_s + chunks_of(demand, option) * self.prompt_s
+        return demand.input_tokens * self.traffic_s + chunks_of(demand) * self.prompt_s

@@ -14,9 +14,15 @@ from backtest_cases import POLICY
 
 from policies import Option, compile_options, parse_fleet
 from policies.backtest.workload import Arrival, profiles_of
-from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
+from policies.hardware.accelerator import (
+    PREFILL_CHUNK_TOKENS,
+    Accelerator,
+    Completion,
+    Job,
+    VariantLimits,
+)
 from policies.hardware.iteration import IterationRun, JobState
-from shunter.backtest.bound_times import TokenTimes, chunk_tokens, memory_share
+from shunter.backtest.bound_times import TokenTimes, memory_share
 from shunter.backtest.demand import Demand
 
 REPLICAS = 2
@@ -137,7 +143,7 @@ def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
         _settle(self, run)
 
     limits = VariantLimits(option.roofline, option.max_batch)
-    chunk = chunk_tokens(option)
+    chunk = PREFILL_CHUNK_TOKENS
     replicas = [
         Accelerator({option.variant: limits}, prefill_chunk_tokens=chunk) for _ in range(REPLICAS)
     ]

@@ -16,9 +16,10 @@ from iteration_witness import (
     witness,
 )
 
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
 from shunter.backtest.bound_ends import SPANS_AT_S
 from shunter.backtest.bound_iterations import Kinds, add_iterations
-from shunter.backtest.bound_times import Iterations, chunk_tokens, context_beyond
+from shunter.backtest.bound_times import Iterations, context_beyond
 from shunter.backtest.programme import Programme
 
 SOLVED = 1e-6
@@ -90,7 +91,7 @@ def runs(seed: int) -> Iterator[RunWitness]:
             draw.choice(of) for of in ([2, 4, 16], [0.0, 0.005], [1.0, 0.1])
         )
         option = one_option(places, kv_tokens, beside_s, active)
-        asked = some_requests(draw, chunk_tokens(option), option.kv_capacity_tokens)
+        asked = some_requests(draw, PREFILL_CHUNK_TOKENS, option.kv_capacity_tokens)
         if any(each.counts for each in asked):
             yield witness(option, asked)
 
@@ -104,7 +105,7 @@ def test_every_run_keeps_every_row(seed: int) -> None:
 
 def test_a_prompt_that_another_cuts_is_in_one_iteration_more_for_what_the_other_costs() -> None:
     option = one_option(4, 9_000, 0.3)
-    chunk = chunk_tokens(option)
+    chunk = PREFILL_CHUNK_TOKENS
     # 512 tokens of another prompt are needed to cut it, and it leaves a thousand for the next one.
     late = RunRequest("late", 0.0, 0.0, 1_512, 1, 0, 0, counts=False)
     cut = RunRequest("cut", 0.0, 0.0, chunk - 511, 1, 0, 1)
