@@ -125,8 +125,16 @@ class ModelPool:
         if self.is_down:
             self._fail(attempt, now)
             return
-        ask = self._ask(attempt, now)
-        if may_wait(attempt.path, attempt.outcome.profile.tier, ask):
+        outcome, profile = attempt.outcome, attempt.outcome.profile
+        ask = Ask.of(
+            profile,
+            attempt.option.variant,
+            outcome.input_tokens,
+            profile.session,
+            now,
+            self._time_scale,
+        )
+        if may_wait(attempt.path, profile.tier, ask):
             self._line.join(attempt, ask, now * self._time_scale)
         else:
             index = self._replica_for(attempt.batch_id, ask, now * self._time_scale)
@@ -149,18 +157,6 @@ class ModelPool:
     def _fail(self, attempt: Try, now: float) -> None:
         self._experience.failed()
         self._failed.append(TryEnded(attempt, now, "unavailable"))
-
-    def _ask(self, attempt: Try, now: float) -> Ask:
-        profile, scale = attempt.outcome.profile, self._time_scale
-        left_s = None if profile.ttft_s is None else profile.created_at + profile.ttft_s - now
-        return Ask(
-            variant=attempt.option.variant,
-            input_tokens=attempt.outcome.input_tokens,
-            output_tokens=profile.output_tokens,
-            ttft_left_s=None if left_s is None else left_s * scale,
-            tpot_s=None if profile.tpot_s is None else profile.tpot_s * scale,
-            session=profile.session,
-        )
 
     def _begin(self, attempt: Try, index: int, now: float) -> None:
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option

@@ -9,6 +9,7 @@ from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, Var
 from policies.hardware.iteration import Event, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.roofline import Roofline
+from topics import Profile
 
 # Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
 # the rest is for what comes after. Chosen by backtests of the open trace at rates 1, 10 and 50.
@@ -58,6 +59,27 @@ class Ask:
     ttft_left_s: float | None = None
     tpot_s: float | None = None
     session: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        profile: Profile,
+        variant: str,
+        input_tokens: int,
+        session: str | None,
+        now: float,
+        time_scale: float,
+    ) -> "Ask":
+        """Return a request's needs in seconds of a model: ``time_scale`` of them in one."""
+        left_s = None if profile.ttft_s is None else profile.created_at + profile.ttft_s - now
+        return cls(
+            variant=variant,
+            input_tokens=input_tokens,
+            output_tokens=profile.output_tokens,
+            ttft_left_s=None if left_s is None else left_s * time_scale,
+            tpot_s=None if profile.tpot_s is None else profile.tpot_s * time_scale,
+            session=session,
+        )
 
 
 @dataclass(slots=True)

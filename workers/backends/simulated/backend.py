@@ -263,16 +263,13 @@ class SimulatedBackend:
     def _enter(self, run: _Run) -> None:
         """Begin a call on the best replica, or let it wait in the line for one with room."""
         profile, batch_id = run.call.profile, run.call.placement.batch_id
-        left_s = None
-        if profile.ttft_s is not None:
-            left_s = profile.created_at + profile.ttft_s - self._clock.now()
-        ask = Ask(
-            variant=run.call.placement.model_variant,
-            input_tokens=run.input_tokens,
-            output_tokens=profile.output_tokens,
-            ttft_left_s=self._in_model(left_s),
-            tpot_s=self._in_model(profile.tpot_s),
-            session=_session(profile),
+        ask = Ask.of(
+            profile,
+            run.call.placement.model_variant,
+            run.input_tokens,
+            _session(profile),
+            self._clock.now(),
+            self._time_scale,
         )
         if may_wait(run.call.placement.path, profile.tier, ask):
             self._line.join(run, ask, run.came_at)
