@@ -112,6 +112,8 @@ class Heartbeat(QuietService):
             factors_known=load.factors_known,
             transport_s=self._worker.backlog.transport.usual_s,
             transport_known=self._worker.backlog.transport.known,
+            idle_replicas=load.idle_replicas,
+            urgent=self._worker.urgent,
             pool_version="" if fleet is None else fleet.pool_versions.get(self._pool, ""),
         )
         return self._key, encode(status)

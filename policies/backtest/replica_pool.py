@@ -274,7 +274,7 @@ class ModelPool:
         outcome, profile = attempt.outcome, attempt.outcome.profile
         usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
         self._experience.completed(profile, attempt.option.variant, usage)
-        if profile.ttft_s is not None or profile.tpot_s is not None:
+        if profile.is_urgent:
             self._fill.ended(is_kept=not (outcome.missed_ttft or outcome.missed_tpot))
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
@@ -306,6 +306,7 @@ class ModelPool:
         first = next(iter(self.options.values()))
         backlog_s = sum(replica.backlog_s for replica in self.replicas) + self._line.prompt_s
         backlog_s /= len(self.replicas)
+        tries = self._tries.values()
         return PoolStatus(
             pool=self.name,
             instance="model",
@@ -335,6 +336,8 @@ class ModelPool:
             failure_rate=self._experience.failure_rate,
             factors=self._pace.factors,
             factors_known=self._pace.factors_known,
+            idle_replicas=sum(not replica.jobs for replica in self.replicas),
+            urgent=len(self._line) + sum(each.outcome.profile.is_urgent for each in tries),
         )
 
     def _others_s(self, index: int, variant: str) -> float:

@@ -135,11 +135,8 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
 
 
 def _is_behind(load: PoolLoad, backlog_s_max: float | None) -> bool:
-    """Return True if direct requests come near their SLOs while more prompts wait than should."""
-    if backlog_s_max is None or load.backlog_s <= backlog_s_max:
-        return False
-    # Errors are learned of promises near an SLO alone.
-    return any(found.ttft_error or found.tpot_error for found in load.learned.values())
+    """Return True if more prompts wait than should on replicas that urgent requests fill."""
+    return backlog_s_max is not None and load.is_filled and load.backlog_s > backlog_s_max
 
 
 def _later_start(members: Sequence[Member], ask: "_Ask", slowest: Profile) -> float | None:

@@ -91,7 +91,7 @@ class WindowLimits(ExtendedDeclaration):
     the device takes."""
     backlog_s_max: Annotated[float, Field(ge=0)] | None = None
     """The most seconds of prompts ahead of each replica with which a batch that may wait goes to a
-    pool whose direct requests come near their SLOs: its prompts slow down what decodes beside
+    pool that has direct requests and no idle replica: its prompts slow down what decodes beside
     them. None: any."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""

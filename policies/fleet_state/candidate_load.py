@@ -101,7 +101,7 @@ class PoolLoad(_Standings):
     would draw with one more request, None without a limit. ``gathered`` is one iteration of the
     variants that share replicas and how many variants run, of a pool that gathers its work.
     ``transport`` is what requests take to the pool in seconds, and the part of that which was
-    measured, 0 to 1; the rest is the policy's.
+    measured, 0 to 1; the rest is the policy's. ``is_filled``: no replica idles, urgent work runs.
     """
 
     workers: int = 0
@@ -121,6 +121,7 @@ class PoolLoad(_Standings):
     gathered: tuple[float, int] | None = None
     transport: tuple[float, float] | None = None
     drifted: frozenset[str] = frozenset()
+    is_filled: bool = False
 
     def __post_init__(self) -> None:
         self.begin()

@@ -240,6 +240,7 @@ class FleetView:
             declared = self._options.by_pool[pool][0].failure_rate
             load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
+        load.is_filled = _is_filled(reports, load.learned)
         load.constants = _constants(reports)
         load.transport = _transport(reports)
         servers = [s.server for s in reports if s.server is not None]
@@ -286,6 +287,15 @@ def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
         for variant, each in told.items()
     }
     return {variant: learned for variant, learned in found.items() if learned != NOTHING}
+
+
+def _is_filled(reports: Sequence[PoolStatus], learned: Mapping[str, Learned]) -> bool:
+    """Return True if urgent requests run in a pool of which no replica is idle."""
+    if any(status.idle_replicas is None for status in reports):
+        # Of replicas that aren't told, errors tell that they are full: those are learned of
+        # promises near an SLO alone.
+        return any(found.ttft_error or found.tpot_error for found in learned.values())
+    return any(s.urgent for s in reports) and not any(s.idle_replicas for s in reports)
 
 
 def _constants(reports: Sequence[PoolStatus]) -> tuple[float, ...] | None:

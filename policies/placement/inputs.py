@@ -21,7 +21,7 @@ from topics.records.decision_tables import Tables, raw_row
 from topics.records.frozen import dataclass
 
 # Of a load's numbers, and of what is known of one variant in it.
-_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None)
+_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None, False)
 _NO_VARIANT = (None, None, False)
 _NO_WISH = (None, None, None, None)
 
@@ -288,6 +288,7 @@ def _load_of(load: PoolLoad, known: Mapping[str, Sequence[Any]]) -> Sequence[Any
         load.is_misfit,
         None if load.gathered is None else [plain(each) for each in load.gathered],
         None if load.transport is None else [plain(each) for each in load.transport],
+        load.is_filled,
     )
     return trimmed(row, _NO_LOAD)
 

@@ -87,7 +87,7 @@ def promised_chances(
     for (standing, path, _, _, _), each in zip(visits, figures, strict=True):
         points, spread = errors_of(policy, profile.task, path), spread_of(standing, policy)
         found.append(chance_within(left_s / max(each[_FINISH], 1e-12), points, spread))
-    if profile.ttft_s is None and profile.tpot_s is None:
+    if not profile.is_urgent:
         return found
     learned = [visit[0].learned for visit in visits]
     spreads = [spread_of(visit[0], policy) for visit in visits]

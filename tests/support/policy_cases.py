@@ -304,6 +304,8 @@ def views(options: Options) -> st.SearchStrategy[FleetView]:
         backlog_s=st.floats(0, 100),
         transport_s=st.none() | st.floats(0.001, 0.5),
         transport_known=st.floats(0, 1),
+        idle_replicas=st.none() | st.integers(0, 3),
+        urgent=st.integers(0, 20),
         server=st.none() | st.builds(ServerLoad, kv_usage=st.floats(0, 3)),
         variants=st.dictionaries(
             st.sampled_from(["llama-bf16", "llama-fp8", "llama-int8", "vector-bf16"]), variant

@@ -51,6 +51,7 @@ LOAD = (
     "is_misfit",
     "gathered",
     "transport",
+    "is_filled",
 )
 # Of one variant in a pool; three of them are what was learned of it.
 VARIANT_LOAD = (

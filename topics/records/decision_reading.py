@@ -34,7 +34,11 @@ from topics.records.decision_rows import (
 
 # What is not written at the end of a row.
 _NO_LOAD = dict(
-    zip(LOAD, (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None), strict=True)
+    zip(
+        LOAD,
+        (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None, False),
+        strict=True,
+    )
 )
 _NO_WISH = dict.fromkeys(WAITING[-4:])
 Index = Annotated[int, msgspec.Meta(ge=0)]

@@ -112,6 +112,10 @@ class PoolStatus:
     came yet, or the worker doesn't measure it."""
     transport_known: float = 0.0
     """The measured part of that (0 to 1); the rest is the policy's."""
+    idle_replicas: int | None = None
+    """Replicas on which nothing runs or waits; None where the worker doesn't know."""
+    urgent: int = 0
+    """Requests with an SLO of TTFT or TPOT that it has taken and not finished."""
     pool_version: str = ""
     """Digest of what the worker's fleet says of its pool; empty where it doesn't tell."""
 

@@ -95,6 +95,11 @@ class Profile:
     """Whether a budget of it is in watt hours, so that it may go only where energy is known."""
 
     @property
+    def is_urgent(self) -> bool:
+        """True for a request with an SLO of TTFT or TPOT."""
+        return self.ttft_s is not None or self.tpot_s is not None
+
+    @property
     def is_background(self) -> bool:
         """Return True if this is a second run, whose answer no client gets."""
         return self.of is not None

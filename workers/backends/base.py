@@ -113,7 +113,8 @@ class Load:
     """Load of the backend. ``backlog_s`` is device time of unstarted work, per replica.
 
     ``server`` is the model server's own report, if any; ``factors`` what was learned of the
-    device's constants, and ``factors_known`` how much of it was measured, 0 to 1.
+    device's constants, and ``factors_known`` how much of it was measured, 0 to 1;
+    ``idle_replicas`` are those on which nothing runs or waits, None where that isn't known.
     """
 
     backlog_s: float
@@ -121,6 +122,7 @@ class Load:
     server: ServerLoad | None = None
     factors: tuple[float, ...] | None = None
     factors_known: float = 0.0
+    idle_replicas: int | None = None
 
 
 class Backend(Protocol):

@@ -170,15 +170,19 @@ class Worker:
         prefill_s = option.roofline.prefill_s(task.routed.profile.input_tokens)
         return prefill_s / (option.replicas * option.time_scale)
 
-    def unfinished(self) -> Iterator[tuple[float, float]]:
-        """Yield device time and deadline of each request that waits or runs here.
+    @property
+    def urgent(self) -> int:
+        """Number of requests with an SLO of TTFT or TPOT that wait or run here."""
+        return sum(task.routed.profile.is_urgent for task in self._open())
 
-        A running request counts in full: its remaining time is unknown.
-        """
-        waiting = (task for entries in self._waiting.values() for _, task in entries)
-        for task in chain(waiting, (task for _, task in self._runs.values())):
-            profile = task.routed.profile
-            yield device_s(profile, self._options[task.routed.variant]), profile.deadline
+    def unfinished(self) -> Iterator[tuple[float, float]]:
+        """Yield device time and deadline of each request here; one that runs counts in full."""
+        for routed in (task.routed for task in self._open()):
+            yield device_s(routed.profile, self._options[routed.variant]), routed.profile.deadline
+
+    def _open(self) -> Iterator[Task]:
+        entries = chain(*self._waiting.values(), self._runs.values())
+        return (task for _, task in entries)
 
     @property
     def has_open(self) -> bool:

@@ -98,6 +98,41 @@ def test_a_batch_waits_where_prompts_of_a_pool_that_serves_direct_requests_wait(
     assert not target_of(batch(20), without).is_crowded
 
 
+@pytest.mark.parametrize(
+    ("backlog_s", "idle", "urgent", "waits"),
+    [
+        (0.3, (0, 0), (1, 0), True),
+        (0.3, (0, 0), (0, 4), True),
+        (0.2, (0, 0), (1, 0), False),
+        (0.3, (0, 1), (1, 0), False),
+        (0.3, (0, 0), (0, 0), False),
+    ],
+)
+def test_a_batch_waits_where_direct_requests_fill_all_replicas(
+    backlog_s: float, idle: tuple[int, int], urgent: tuple[int, int], *, waits: bool
+) -> None:
+    where = a_situation("board", policy=PATIENT.replace("margin_s", "backlog_s_max: 0.2, margin_s"))
+    for instance, serves in (("0", SERVES_DIRECT), ("1", BATCHES_ALONE)):
+        at = int(instance)
+        # What was learned of promises tells nothing beyond what the workers tell.
+        told = {"backlog_s": backlog_s, "variants": {BOARD.variant: serves}}
+        told |= {"idle_replicas": idle[at], "urgent": urgent[at]}
+        where.view.report(status("board", instance=instance, **told))
+    assert target_of(batch(20), where).is_crowded is waits
+
+
+def test_a_worker_that_tells_no_idle_replicas_is_judged_by_what_came_near_its_slos() -> None:
+    where = a_situation("board", policy=PATIENT.replace("margin_s", "backlog_s_max: 0.2, margin_s"))
+    told = {"backlog_s": 0.3, "urgent": 1}
+    where.view.report(status("board", instance="0", idle_replicas=0, **told))
+    assert target_of(batch(20), where).is_crowded
+    where.view.report(status("board", instance="1", **told))
+    assert not target_of(batch(20), where).is_crowded
+    near = {BOARD.variant: SERVES_DIRECT}
+    where.view.report(status("board", instance="1", variants=near, **told))
+    assert target_of(batch(20), where).is_crowded
+
+
 def crowded_windows(room_wait_s: float = ROOM_WAIT_S) -> Windows:
     limits = {"members_max": 32, "margin_s": MARGIN_S, "retry_s": RETRY_S}
     return filled(8, into=Windows(**limits, room_wait_s=room_wait_s))  # type: ignore[arg-type]

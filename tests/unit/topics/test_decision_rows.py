@@ -200,6 +200,7 @@ LOAD = PoolLoad(
     failing=frozenset({"v-int4"}),
     kv_usage=1.0,
     drifted=frozenset({"v-fp8"}),
+    is_filled=True,
     learned={
         "v-fp8": Learned((0.0, 0.25, 1.0), None, 0.5),
         "v-int4": Learned(None, (-0.5, 1e-6, 3.0), 0.0),
@@ -411,7 +412,22 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, False, None, None, 5]
+        decision["pools"][0][2] += [
+            0,
+            0,
+            0,
+            0,
+            0,
+            None,
+            {},
+            None,
+            None,
+            False,
+            None,
+            None,
+            False,
+            5,
+        ]
         decision["profile"] += [None] * (len(PROFILE_ROW) - 14) + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 

@@ -157,13 +157,15 @@ async def test_a_computation_that_fails_counts_for_the_circuit(
     backend = CPUYard().backend
 
     def embed(*_: object, **__: object) -> None:
+        assert backend.load().idle_replicas == 0
         raise RuntimeError
 
     monkeypatch.setattr(backend._embedder, "embed", embed)
-    with pytest.raises(CallError) as caught:
+    with pytest.raises(CallError, match="RuntimeError") as caught:
         await backend.execute(call("embeddings", "x"))
     assert caught.value.is_pool_fault
     assert backend.load().variants["minilm-int8"].running == 0
+    assert backend.load().idle_replicas == 1
 
 
 @pytest.mark.kafka

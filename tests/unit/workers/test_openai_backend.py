@@ -307,6 +307,7 @@ async def test_a_cancelled_call_closes_its_stream() -> None:
     async with serving(endless) as server, backend_at(server.base_url) as backend:
         running = asyncio.create_task(backend.execute(call()))
         await began.wait()
+        assert backend.load().idle_replicas == 0
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
@@ -315,6 +316,7 @@ async def test_a_cancelled_call_closes_its_stream() -> None:
 
         await eventually(closed, "the server sees the stream closed")
         assert backend.load().variants["small-bf16"].running == 0
+        assert backend.load().idle_replicas == 1
 
 
 async def test_speed_and_shares_of_device_time_are_measured() -> None:

@@ -138,12 +138,14 @@ def test_the_load_has_the_line() -> None:
 
 def test_the_backlog_of_the_line_is_that_of_one_replica_in_wall_time() -> None:
     async def scenario(backend: SimulatedBackend) -> None:
-        for _ in range(2):
+        for taken in range(2):
+            assert backend.load().idle_replicas == 2 - taken
             begun(backend, alone(pace=10.0))
             await asyncio.sleep(0.01)
         begun(backend, chat("a"))
         await asyncio.sleep(0)
         assert told(backend) == (2, 1)
+        assert backend.load().idle_replicas == 0
         assert backend.load().backlog_s == pytest.approx(PREFILL_S / 2 / 10)
 
     on_virtual_time(scenario, replicas=2, time_scale=10.0)

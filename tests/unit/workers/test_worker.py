@@ -2,11 +2,12 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from memory_log import Crash, CrashPoint, MemoryLog
-from stream_cases import MODEL, START, TRACEPARENT, Yard, heartbeat, step_until
+from stream_cases import MODEL, START, TRACEPARENT, Yard, heartbeat, make_profile, step_until
 from worker_cases import (
     PROMISED,
     ScriptedBackend,
@@ -457,12 +458,18 @@ async def test_what_a_worker_tells_of_itself() -> None:
     worker, transactor = await serve(yard, backend)
     assert worker.slots == heartbeat(yard.options, "premium-eu", START).slots == 4
     assert (worker.running, worker.queued, worker.queued_prefill_s) == (0, 0, 0.0)
+    assert worker.urgent == 0
     assert worker.idle_s() == float("inf")
     assert not worker.has_open
     for n in range(6):
-        place(yard, f"c{n}", hints={"input_tokens": 1000})
+        profile = make_profile(yard.policy, id=f"c{n}", hints={"input_tokens": 1000})
+        if n in (0, 5):
+            profile = replace(profile, ttft_s=None, tpot_s=None)
+        place(yard, f"c{n}", hints={"input_tokens": 1000}, profile=profile)
     await step_until(transactor, lambda: len(backend.running) == 4, "a full device")
     assert (worker.running, worker.queued) == (4, 2)
+    # One that runs and one that waits have no SLO of latency.
+    assert worker.urgent == 4
     option = yard.options.of("premium-eu", "yard-8b-fp8")
     expected_s = 2 * option.roofline.prefill_s(1000) / option.time_scale
     assert worker.queued_prefill_s == pytest.approx(expected_s)

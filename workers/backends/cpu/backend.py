@@ -90,7 +90,8 @@ class CPUBackend:
             for variant, running in self._running.items()
         }
         factors, known = self._pace.factors, self._pace.factors_known
-        return Load(0.0, variants, factors=factors, factors_known=known)
+        idle = 0 if any(self._running.values()) else 1
+        return Load(0.0, variants, None, factors, known, idle)
 
     def _try_to_compute(
         self, call: Call, texts: list[str], began: list[float]

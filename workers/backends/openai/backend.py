@@ -189,7 +189,9 @@ class OpenAIBackend:
         # Its queue holds what other clients sent besides, which a router knows nothing of.
         replicas = next(iter(self._options.values())).replicas
         backlog_s = queued * self._each_s / replicas
-        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known)
+        # Servers behind one address are taken to spread what they get.
+        idle = max(0, replicas - sum(self._running.values()))
+        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known, idle)
 
     @contextlib.contextmanager
     def _distrusting(self) -> Iterator[None]:

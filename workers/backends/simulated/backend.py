@@ -188,7 +188,7 @@ class SimulatedBackend:
 
     def _count_kept(self, profile: Profile, outcome: Outcome, tokens: int) -> None:
         """Tell the pool's fill whether a request with a latency SLO kept it."""
-        if profile.ttft_s is None and profile.tpot_s is None:
+        if not profile.is_urgent:
             return
         first_at, tpot_s = outcome.first_token_at, None
         if first_at is not None and tokens > 1:
@@ -327,7 +327,8 @@ class SimulatedBackend:
         accelerators = [replica.accelerator for replica in self._replicas]
         kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
         server = ServerLoad(kv_usage=round(kv_usage, 4))
-        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known)
+        idle = sum(not replica.jobs for replica in self._replicas)
+        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known, idle)
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
         """Fail every call with the error that ended the driver; nothing else would."""
