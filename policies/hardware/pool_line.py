@@ -13,21 +13,32 @@ from topics.records.placement import Path
 # The time before a first token is due in which its prompt is computed at the latest, beside what it
 # takes alone: others decode meanwhile. By replays of the busiest 40 s of the open trace at rate 10.
 KEPT_S = 0.4
+# By how many times the prompt of one that gives way takes longer than that of the one which has no
+# time left. By replays of the whole trace with 3, 5, 6, 8 and 15.
+GIVES_WAY = 5.0
 # Room comes with time as well, without an event of a replica.
 RECHECK_S = 0.05
 
 Name = TypeVar("Name")
 
-Kind = tuple[str, float | None]
-"""Variant and TPOT: who waits behind whom."""
+Kind = tuple[bool, str, float | None]
+"""Whether they gave way, variant and TPOT: who waits behind whom."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Waiting(Generic[Name]):
+    """A request, when its first token is due, and when it is if only the deadline counts."""
+
     due_at: float
     order: int
     name: Name = field(compare=False)
     ask: Ask = field(compare=False)
+    late_at: float = field(compare=False)
+    gave_way: bool = field(default=False, compare=False)
+
+    @property
+    def kind(self) -> Kind:
+        return (self.gave_way, self.ask.variant, self.ask.tpot_s)
 
 
 class PoolLine(Generic[Name]):
@@ -37,8 +48,12 @@ class PoolLine(Generic[Name]):
     token isn't due yet: its prompt would be computed between the steps of those that decode, and
     these would miss their TPOT while it has time left. When it has none, the replica with the least
     prompts to compute gets it; so it does where others of its variant wait for a place there:
-    batches would go before it else. Those of one variant and TPOT don't overtake each other. Times
-    are seconds.
+    batches would go before it else. Those of one variant and TPOT don't overtake each other.
+
+    One that starts without room is likely to miss its SLO, or to have another miss it. So where
+    another waits whose prompt takes `GIVES_WAY` times as long, that gives way to it: its TTFT is
+    given up, and it starts when nobody else waits, or when its deadline would not be met else. To
+    have the fewest late, drop the longest whenever one would be (Moore 1968). Times are seconds.
     """
 
     def __init__(self, replicas: Sequence[Replica], fill: PoolFill) -> None:
@@ -54,7 +69,7 @@ class PoolLine(Generic[Name]):
 
     def waiting_of(self, variant: str) -> int:
         """Return how many wait for a variant."""
-        return sum(len(heap) for kind, heap in self._waiting.items() if kind[0] == variant)
+        return sum(len(heap) for kind, heap in self._waiting.items() if kind[1] == variant)
 
     @property
     def prompt_s(self) -> float:
@@ -67,8 +82,9 @@ class PoolLine(Generic[Name]):
         """Put a request in the line; one without a TTFT starts at the next `start`."""
         self._count += 1
         left_s = 0.0 if ask.ttft_left_s is None else ask.ttft_left_s
-        waiting = _Waiting(now + left_s, self._count, name, ask)
-        heappush(self._waiting.setdefault((ask.variant, ask.tpot_s), []), waiting)
+        decode_s = ask.output_tokens * (ask.tpot_s or 0.0)
+        late_at = now + ask.answer_left_s - decode_s
+        self._push(_Waiting(now + left_s, self._count, name, ask, late_at))
 
     def leave(self, name: Name) -> bool:
         """Take a request out of the line; False if it isn't there."""
@@ -94,10 +110,12 @@ class PoolLine(Generic[Name]):
             if not heads:
                 return
             first, kind = min(heads)
-            index = self._place(first, now)
+            index, is_forced = self._place(first, now)
             if index is None:
                 blocked.add(kind)
                 continue
+            if is_forced and (dearest := self._dearest(first.ask)) is not None:
+                self._let_give_way(dearest)
             heap = self._waiting[kind]
             heappop(heap)
             self._set(kind, heap)
@@ -107,24 +125,45 @@ class PoolLine(Generic[Name]):
         """Return when to look again, whatever the replicas do; None if nobody waits."""
         return now + RECHECK_S if self._waiting else None
 
+    def _push(self, waiting: _Waiting[Name]) -> None:
+        heappush(self._waiting.setdefault(waiting.kind, []), waiting)
+
     def _set(self, kind: Kind, heap: list[_Waiting[Name]]) -> None:
         if heap:
             self._waiting[kind] = heap
         else:
             del self._waiting[kind]
 
-    def _place(self, waiting: _Waiting[Name], now: float) -> int | None:
+    def _place(self, waiting: _Waiting[Name], now: float) -> tuple[int | None, bool]:
+        """Return the replica on which one starts now, if any, and whether it lacks time alone."""
         ask, left_s = waiting.ask, waiting.due_at - now
         if ask.ttft_left_s is not None:
             ask = replace(ask, ttft_left_s=left_s)
-        index = find_room(self._replicas, ask, now, self._fill.limits)
+        is_behind = waiting.gave_way and not all(kind[0] for kind in self._waiting)
+        index = None if is_behind else find_room(self._replicas, ask, now, self._fill.limits)
         if index is not None:
-            return index
+            return index, False
         index = least_loaded(self._replicas, ask)
         if _is_overfull(self._replicas[index].accelerator, ask.variant):
-            return index
+            return index, False
         soonest_s = min(each.backlog_s + each.prefill_s(ask) for each in self._replicas)
-        return None if left_s - soonest_s > KEPT_S else index
+        return (None, False) if left_s - soonest_s > KEPT_S else (index, True)
+
+    def _dearest(self, ask: Ask) -> _Waiting[Name] | None:
+        """Return whoever should give way to a request, the longest prompt first; None: nobody."""
+        seconds = self._replicas[0].prefill_s
+        able = [
+            (seconds(each.ask), each.order, each)
+            for heap in self._waiting.values()
+            for each in heap
+            if each.late_at > each.due_at
+        ]
+        longest = max(able, default=None)
+        return longest[2] if longest and longest[0] >= GIVES_WAY * seconds(ask) else None
+
+    def _let_give_way(self, waiting: _Waiting[Name]) -> None:
+        self.leave(waiting.name)
+        self._push(replace(waiting, due_at=waiting.late_at, gave_way=True))
 
 
 def may_wait(path: Path, tier: str, ask: Ask) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
@@ -51,7 +52,10 @@ OWN_REPLICA_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request's needs of a replica. Times in seconds, None if there is no such SLO."""
+    """A request's needs of a replica. Times in seconds, None if there is no such SLO.
+
+    ``answer_left_s`` is left until the deadline.
+    """
 
     variant: str
     input_tokens: int
@@ -59,6 +63,7 @@ class Ask:
     ttft_left_s: float | None = None
     tpot_s: float | None = None
     session: str | None = None
+    answer_left_s: float = inf
 
     @classmethod
     def of(
@@ -79,6 +84,7 @@ class Ask:
             ttft_left_s=None if left_s is None else left_s * time_scale,
             tpot_s=None if profile.tpot_s is None else profile.tpot_s * time_scale,
             session=session,
+            answer_left_s=(profile.deadline - now) * time_scale,
         )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.pool_line import KEPT_S, RECHECK_S, PoolLine
+from policies.hardware.pool_line import GIVES_WAY, KEPT_S, RECHECK_S, PoolLine
 from policies.hardware.replica import Ask, Replica, find_room
 
 VARIANTS = {
@@ -26,6 +26,7 @@ class Waiter:
     name: int
     ask: Ask
     due_at: float
+    gave_way: bool = False
 
 
 class Driven:
@@ -65,6 +66,7 @@ class Driven:
             has_begun = False
             for name, index in self.line.start(self.now):
                 has_begun = True
+                self._see_who_gave_way()
                 (waiter,) = (each for each in self.waiting if each.name == name)
                 self.waiting.remove(waiter)
                 first = min(
@@ -74,6 +76,13 @@ class Driven:
                 assert name not in self.started
                 self.started[name] = self.now
                 self._begin(name, waiter.ask, index)
+
+    def _see_who_gave_way(self) -> None:
+        late = {e.name: e.due_at for k, heap in self.line._waiting.items() if k[0] for e in heap}
+        self.waiting = [
+            replace(each, gave_way=True, due_at=late[each.name]) if each.name in late else each
+            for each in self.waiting
+        ]
 
     def go_to(self, at: float) -> None:
         """Go on from event to event, and look at the line when it wants to be looked at."""
@@ -95,8 +104,8 @@ class Driven:
         self.replicas[index].submit(job, ask.tpot_s, self.now)
 
 
-def kind_of(waiter: Waiter) -> tuple[str, float | None]:
-    return waiter.ask.variant, waiter.ask.tpot_s
+def kind_of(waiter: Waiter) -> tuple[bool, str, float | None]:
+    return waiter.gave_way, waiter.ask.variant, waiter.ask.tpot_s
 
 
 def rank(waiter: Waiter) -> tuple[float, int]:
@@ -248,12 +257,91 @@ def test_the_prompts_of_the_line_are_told() -> None:
     assert (pool.line.waiting_of("llama"), pool.line.waiting_of("small")) == (2, 1)
 
 
+def far(tokens: int, ttft_s: float = 8.0, answer_s: float = 60.0) -> Ask:
+    """Return a request with a prompt whose deadline is later than its first token has to be."""
+    return replace(chat(tokens, ttft_s), answer_left_s=answer_s)
+
+
+@pytest.mark.parametrize("times", [0.9, 1.1])
+def test_one_with_a_far_longer_prompt_gives_way_to_one_that_has_no_time_left(times: float) -> None:
+    pool = blocked()
+    tokens = next(
+        n
+        for n in range(500, 30_000, 10)
+        if LLAMA_8B.prefill_s(n) >= times * GIVES_WAY * LLAMA_8B.prefill_s(500)
+    )
+    long, short = pool.join(far(tokens)), pool.join(chat(ttft_s=1.0))
+    pool.go_to(60.0)
+    assert pool.first_token[short] <= 0.1 + 1.0
+    ttft_s = 8.0 if times < 1.0 else 60.0 - 100 * 50 * STEP_S
+    latest_s = 0.1 + ttft_s - KEPT_S - LLAMA_8B.prefill_s(tokens)
+    assert latest_s <= pool.started[long] <= latest_s + RECHECK_S + STEP_S
+
+
+def test_the_longest_gives_way_one_for_each_that_has_no_time_left() -> None:
+    pool = blocked()
+    names = [pool.join(far(tokens, 6.0)) for tokens in (10_000, 12_000, 11_000)]
+    pool.join(chat(ttft_s=1.0))
+    pool.go_to(2.0)
+    assert [each.name for each in pool.waiting if each.gave_way] == [names[1]]
+    pool.join(chat(ttft_s=1.0))
+    pool.go_to(3.0)
+    assert [each.name for each in pool.waiting if each.gave_way] == names[1:]
+
+
+def test_one_that_gave_way_begins_when_there_is_room_and_nobody_else_waits() -> None:
+    pool = Driven()
+    # Its TPOT allows steps, but no prompt beside them.
+    pool.run(Ask("llama", 500, 300, tpot_s=STEP_S))
+    pool.go_to(0.1)
+    long = pool.join(far(12_000))
+    pool.join(chat(ttft_s=0.5))
+    pool.go_to(0.5)
+    assert long not in pool.started
+    pool.go_to(20.0)
+    ended_s = LLAMA_8B.prefill_s(500) + LLAMA_8B.decode_s(300, 1, 500)
+    assert ended_s <= pool.started[long] < 8.0
+
+
+def test_one_whose_deadline_comes_with_its_token_does_not_give_way() -> None:
+    pool = blocked()
+    long = pool.join(far(12_000, 6.0, 4.0 + 100 * 50 * STEP_S))
+    pool.join(chat(ttft_s=1.0))
+    pool.go_to(20.0)
+    latest_s = 0.1 + 6.0 - KEPT_S - LLAMA_8B.prefill_s(12_000)
+    assert latest_s <= pool.started[long] <= latest_s + RECHECK_S + STEP_S
+
+
+def test_nobody_gives_way_to_one_for_which_there_is_room() -> None:
+    pool = Driven()
+    for _ in range(4):
+        pool.run(Ask("llama", 500, 10_000))
+    pool.go_to(0.2)
+    long = pool.join(far(20_000))
+    assert pool.join(chat(variant="small")) in pool.started
+    pool.go_to(0.4)
+    assert [(each.name, each.gave_way) for each in pool.waiting] == [(long, False)]
+
+
+def test_one_that_gave_way_is_behind_all_others_whatever_room_there_is() -> None:
+    pool = Driven()
+    pool.run(Ask("llama", 500, 300, tpot_s=STEP_S))
+    pool.run(Ask("llama", 500, 100_000))
+    pool.go_to(0.1)
+    long = pool.join(far(12_000))
+    pool.join(chat(ttft_s=0.5))
+    tight = pool.join(Ask("llama", 500, 100, 6.0, 0.9 * STEP_S))
+    pool.go_to(20.0)
+    assert 5.0 < pool.started[tight] <= pool.started[long]
+
+
 asks = st.builds(
     Ask,
     variant=st.sampled_from(["llama", "small"]),
     input_tokens=st.integers(1, 30_000),
     output_tokens=st.integers(0, 2_000),
     ttft_left_s=st.none() | st.floats(-0.5, 4.0),
+    answer_left_s=st.floats(0.0, 6.0),
     tpot_s=st.sampled_from([None, 0.9 * STEP_S, 1.5 * STEP_S, 20 * STEP_S]),
 )
 acts = st.tuples(st.sampled_from(["join", "join", "join", "leave", "pass"]), asks, st.integers(0))
@@ -287,11 +375,13 @@ def test_nobody_is_lost_nor_begins_twice_nor_waits_without_need(
 
 
 def _nobody_waits_without_need(pool: Driven) -> None:
-    """The first of each kind has time left, and no replica room for it."""
+    """The first of each kind has time left, and no replica room for it if it is its turn."""
+    is_anyones_turn = all(each.gave_way for each in pool.waiting)
     for kind in {kind_of(each) for each in pool.waiting}:
         first = min((each for each in pool.waiting if kind_of(each) == kind), key=rank)
         left_s = first.due_at - pool.now
         ask = replace(first.ask, ttft_left_s=left_s)
         assert first.ask.ttft_left_s is not None
-        assert find_room(pool.replicas, ask, pool.now, pool.fill.limits) is None
+        if is_anyones_turn or not first.gave_way:
+            assert find_room(pool.replicas, ask, pool.now, pool.fill.limits) is None
         assert left_s > KEPT_S + min(r.backlog_s + r.prefill_s(ask) for r in pool.replicas)

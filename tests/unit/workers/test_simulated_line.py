@@ -106,6 +106,25 @@ def test_a_call_begins_when_there_is_room_and_sooner_than_another_that_is_due_la
     on_virtual_time(scenario)
 
 
+@pytest.mark.parametrize("time_scale", [1.0, 4.0])
+def test_a_call_with_a_long_prompt_gives_way_until_its_deadline_needs_it(time_scale: float) -> None:
+    answer_s = 9.0
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        begun(backend, alone(pace=time_scale))
+        await asyncio.sleep(0.05)
+        call = make_call(id="long", hints={"input_tokens": 20_000, "output_tokens": 20})
+        now = LoopClock().now()
+        profile = replace(call.profile, created_at=now, deadline=now + answer_s)
+        call = replace(call, profile=replace(profile, ttft_s=6.0, tpot_s=None))
+        long, _ = await asyncio.gather(*begun(backend, call, chat("c", ttft_s=1.0)))
+        prompt_s = (KEPT_S + SLOW.roofline.prefill_s(20_000)) / time_scale
+        late_s = long.started_at - (now + answer_s - prompt_s)
+        assert -JITTER_S <= late_s <= (RECHECK_S + STEP_S) / time_scale
+
+    on_virtual_time(scenario, time_scale=time_scale)
+
+
 def test_calls_without_a_ttft_batches_and_tier_priority_wait_for_no_room() -> None:
     async def scenario(backend: SimulatedBackend) -> None:
         await busy(backend)
