@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from math import inf
 from operator import attrgetter
 
 from policies.hardware.roofline import Roofline
@@ -25,7 +26,8 @@ class VariantLimits:
 class Job:
     """One request. `cached_tokens` of the prompt need no prefill; the lowest `priority` goes first.
 
-    Without output tokens (embeddings, classification) it is done when its prefill is.
+    Without output tokens (embeddings, classification) it is done when its prefill is. `tpot_s` is
+    its SLO of the seconds from a token to the next, on average.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Job:
     output_tokens: int
     cached_tokens: int = 0
     priority: int = 0
+    tpot_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.input_tokens < 1 or self.output_tokens < 0:
@@ -104,6 +107,7 @@ class JobState:
         "lane",
         "reserved_tokens",
         "started_at",
+        "tpot_s",
     )
 
     def __init__(self, job: Job, lane: "VariantQueue", order: int) -> None:
@@ -114,6 +118,7 @@ class JobState:
         self.kv_bytes = self.reserved_tokens * lane.roofline.kv_bytes_per_token
         # The last prompt token is always computed: its pass yields the first output token.
         self.computed_tokens = min(job.cached_tokens, job.input_tokens - 1)
+        self.tpot_s = inf if job.tpot_s is None else job.tpot_s
         self.admitted = False
         self.started_at = 0.0
         self.first_token_at = 0.0
@@ -188,6 +193,17 @@ class VariantQueue:
             kv_tokens += state.computed_tokens
             pairs += chunk_tokens * (0.5 * chunk_tokens + state.computed_tokens)
         return self.roofline.iteration_s(tokens, kv_tokens, pairs, len(self.decoding), len(chunks))
+
+    def token_due_at(self) -> float:
+        """Return when a next token is due first, if each reply that has a TPOT ended with it."""
+        return min(
+            (
+                state.first_token_at
+                + state.tpot_s * (self.steps - finish_step + state.job.output_tokens)
+                for finish_step, _, state in self.decoding
+            ),
+            default=inf,
+        )
 
     def wait(self, state: JobState) -> None:
         """Queue a job."""
