@@ -99,6 +99,7 @@ class JobState:
         "admitted",
         "computed_tokens",
         "device_s",
+        "due_from",
         "finish_step",
         "first_token_at",
         "job",
@@ -107,7 +108,7 @@ class JobState:
         "lane",
         "reserved_tokens",
         "started_at",
-        "tpot_s",
+        "step_due_s",
     )
 
     def __init__(self, job: Job, lane: "VariantQueue", order: int) -> None:
@@ -118,12 +119,13 @@ class JobState:
         self.kv_bytes = self.reserved_tokens * lane.roofline.kv_bytes_per_token
         # The last prompt token is always computed: its pass yields the first output token.
         self.computed_tokens = min(job.cached_tokens, job.input_tokens - 1)
-        self.tpot_s = inf if job.tpot_s is None else job.tpot_s
         self.admitted = False
         self.started_at = 0.0
         self.first_token_at = 0.0
         self.finish_step = 0  # the lane's count of steps at its last token; 0 before decoding
         self.device_s = 0.0
+        # Its token of the lane's next step is due at the sum of the first and steps of the second.
+        self.due_from, self.step_due_s = inf, 0.0
 
     @property
     def prompt_left_tokens(self) -> int:
@@ -196,14 +198,9 @@ class VariantQueue:
 
     def token_due_at(self) -> float:
         """Return when a next token is due first, if each reply that has a TPOT ended with it."""
-        return min(
-            (
-                state.first_token_at
-                + state.tpot_s * (self.steps - finish_step + state.job.output_tokens)
-                for finish_step, _, state in self.decoding
-            ),
-            default=inf,
-        )
+        steps = self.steps
+        due = [state.due_from + state.step_due_s * steps for _, _, state in self.decoding]
+        return min(due, default=inf)
 
     def wait(self, state: JobState) -> None:
         """Queue a job."""
@@ -238,6 +235,10 @@ class VariantQueue:
         self.prefilling.remove(state)
         state.device_s -= self.sequence_s
         state.finish_step = self.steps + state.job.output_tokens - 1
+        tpot_s = state.job.tpot_s
+        if tpot_s is not None:
+            state.due_from = state.first_token_at + tpot_s * (1 - self.steps)
+            state.step_due_s = tpot_s
         self.context_tokens += state.job.input_tokens + 1
         heappush(self.decoding, (state.finish_step, state.key[1], state))
 
