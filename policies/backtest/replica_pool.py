@@ -102,7 +102,8 @@ class ModelPool:
                 o.variant: VariantLimits(at_speed(true_roofline(o, reality), factor), o.max_batch)
                 for o in options
             }
-            self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
+            prefixes = PrefixCache() if reality.prefix_cache else None
+            self.replicas.append(Replica(limits, prefixes, keeps_tpot=options[0].keeps_tpot))
         self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
 
     @property
@@ -161,7 +162,6 @@ class ModelPool:
     def _begin(self, attempt: Try, index: int, now: float) -> None:
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
         model_now = now * self._time_scale
-        tpot_s = None if profile.tpot_s is None else profile.tpot_s * self._time_scale
         attempt.replica = index
         replica = self.replicas[index]
         attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
@@ -184,8 +184,9 @@ class ModelPool:
             output_tokens,
             outcome.cached_tokens,
             priority=0 if attempt.path == "direct" else 1,
+            tpot_s=None if profile.tpot_s is None else profile.tpot_s * self._time_scale,
         )
-        replica.submit(job, tpot_s, model_now, profile.session)
+        replica.submit(job, model_now, profile.session)
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""

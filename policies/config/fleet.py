@@ -68,10 +68,9 @@ _File = Annotated[str, Field(min_length=1, max_length=4_096)]
 class Serve(ExtendedDeclaration):
     """One model variant that a pool serves: the model's weights at one precision.
 
-    `max_batch` is the most sequences that run together on one replica. A replica is
-    `tensor_parallel` devices, the same number for all variants of a pool. `kv_precision` is that of
-    the cache, where it is not as usual: FP8 where the weights are multiplied at 8 bits or fewer,
-    else BF16.
+    `max_batch` is the most sequences that run together on one replica, `tensor_parallel` its
+    devices, the same number for all variants of a pool. `kv_precision` is that of the cache, if not
+    as usual: FP8 for weights that are multiplied at 8 bits or fewer, else BF16.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"kv_precision", "quality", "quality_source"})
@@ -92,16 +91,17 @@ class SimulatedBackendConfig(ExtendedDeclaration):
     """A simulated accelerator, which answers after the time that the roofline gives.
 
     `time_scale` 10 answers ten times as fast. `times` are factors on what its devices take, which
-    no router knows: a pool that isn't as declared.
+    no router knows. `prompt_chunks`: how much of prompts is computed beside what decodes.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"times"})
+    added: ClassVar[frozenset[str]] = frozenset({"times", "prompt_chunks"})
 
     type: Literal["simulated"] = "simulated"
     provider_name: ClassVar[str] = "shunter"
     time_scale: Positive = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     times: Times = Times()
+    prompt_chunks: Literal["within_tpot", "full"] = "within_tpot"
 
 
 def _plain_http_url(url: str) -> str:

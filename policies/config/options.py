@@ -67,6 +67,9 @@ class Option:
     gathers: bool = False
     """Whether its pool chooses the replica as `policies.hardware.replica` does; else a server
     spreads what it gets."""
+    keeps_tpot: bool = False
+    """Whether its replicas compute no more of prompts at once than the TPOT of what decodes beside
+    them allows (`policies.hardware.chunks`); else whole chunks."""
     provider: str = "shunter"
     """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
@@ -183,6 +186,7 @@ def _hardware(option: Option) -> tuple[object, ...]:
         option.max_batch,
         option.kv_capacity_tokens,
         option.time_scale,
+        option.keeps_tpot,
     )
 
 
@@ -265,6 +269,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 interruptions_per_s=pool.interruptions_per_hour / SECONDS_PER_HOUR,
                 notice_s=pool.notice_s,
                 gathers=pool.backend.type == "simulated",
+                keeps_tpot=getattr(pool.backend, "prompt_chunks", "full") == "within_tpot",
                 provider=pool.backend.provider_name,
             )
         )

@@ -5,7 +5,9 @@ simulated backend can follow it in real time and a backtest can run faster than 
 """
 
 from collections.abc import Mapping
+from math import inf
 
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS, fitting_tokens, spare_s
 from policies.hardware.iteration import (
     Cancelled,
     Chunk,
@@ -33,19 +35,16 @@ __all__ = [
 ]
 
 
-# Prompt tokens that one iteration computes beside the decodes (vLLM's default on large GPUs).
-PREFILL_CHUNK_TOKENS = 2048
-
-
 class Accelerator:
     """A replica on which one or more model variants are resident.
 
     One iteration runs at a time; variants that have work take turns. In an iteration all running
     sequences of its variant decode one token, and up to `prefill_chunk_tokens` of prompts are
-    computed beside them (chunked prefill). A job is admitted when a chunk can begin, in order of
-    (priority, arrival), while its variant runs fewer than `max_batch` sequences and its whole KV
-    need, input and output, fits beside what is reserved. The variants share that memory, and none
-    takes what the first waiting job of another needs that came before.
+    computed beside them (chunked prefill), with `keeps_tpot` no more than their TPOT allows. A job
+    is admitted when a chunk can begin, in order of (priority, arrival), while its variant runs
+    fewer than `max_batch` sequences and its whole KV need, input and output, fits beside what is
+    reserved. The variants share that memory, and none takes what the first waiting job of another
+    needs that came before.
 
     The duration of an iteration is divided among its participants by tokens processed: each token
     passes through the same weights, which is most of the work. Contexts of unequal length are not
@@ -64,6 +63,7 @@ class Accelerator:
         variants: Mapping[str, VariantLimits],
         *,
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
+        keeps_tpot: bool = False,
     ) -> None:
         rooflines = [limits.roofline for limits in variants.values()]
         if len({roofline.memory_bytes for roofline in rooflines}) != 1:
@@ -82,6 +82,7 @@ class Accelerator:
                 f"{usable_bytes:.3g} usable: serve fewer variants, or a lower precision"
             )
         self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._keeps_tpot = keeps_tpot
         self._lanes = [
             VariantQueue(index, limits.roofline, limits.max_batch)
             for index, limits in enumerate(variants.values())
@@ -297,17 +298,22 @@ class Accelerator:
         budget_tokens = self._prefill_chunk_tokens
         chunks: list[Chunk] = []
         admitted: list[JobState] = []
+        limit_s = spare_s(self._lanes, lane, self._free_at) if self._keeps_tpot else inf
         while budget_tokens > 0:
             started = lane.prefilling[len(chunks)] if len(chunks) < len(lane.prefilling) else None
             head = lane.head
             if head and (not started or head.key < started.key) and self._can_admit(lane):
-                state = lane.admit(self._free_at)
-                admitted.append(state)
+                state = head
             elif started:
                 state = started
             else:
                 break
-            chunk_tokens = min(budget_tokens, state.prompt_left_tokens)
+            left_tokens = min(budget_tokens, state.prompt_left_tokens)
+            chunk_tokens = fitting_tokens(lane, chunks, state, left_tokens, limit_s)
+            if not chunk_tokens:
+                break
+            if not state.admitted:
+                admitted.append(lane.admit(self._free_at))
             chunks.append((state, chunk_tokens))
             budget_tokens -= chunk_tokens
         return IterationRun([lane], 1, self._free_at, chunks, admitted)

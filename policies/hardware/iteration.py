@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from math import inf
 from operator import attrgetter
 
 from policies.hardware.roofline import Roofline
@@ -25,7 +26,8 @@ class VariantLimits:
 class Job:
     """One request. `cached_tokens` of the prompt need no prefill; the lowest `priority` goes first.
 
-    Without output tokens (embeddings, classification) it is done when its prefill is.
+    Without output tokens (embeddings, classification) it is done when its prefill is. `tpot_s` is
+    its SLO of the seconds from a token to the next, on average.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Job:
     output_tokens: int
     cached_tokens: int = 0
     priority: int = 0
+    tpot_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.input_tokens < 1 or self.output_tokens < 0:
@@ -96,6 +99,7 @@ class JobState:
         "admitted",
         "computed_tokens",
         "device_s",
+        "due_from",
         "finish_step",
         "first_token_at",
         "job",
@@ -104,6 +108,7 @@ class JobState:
         "lane",
         "reserved_tokens",
         "started_at",
+        "step_due_s",
     )
 
     def __init__(self, job: Job, lane: "VariantQueue", order: int) -> None:
@@ -119,6 +124,8 @@ class JobState:
         self.first_token_at = 0.0
         self.finish_step = 0  # the lane's count of steps at its last token; 0 before decoding
         self.device_s = 0.0
+        # Its token of the lane's next step is due at the sum of the first and steps of the second.
+        self.due_from, self.step_due_s = inf, 0.0
 
     @property
     def prompt_left_tokens(self) -> int:
@@ -189,6 +196,12 @@ class VariantQueue:
             pairs += chunk_tokens * (0.5 * chunk_tokens + state.computed_tokens)
         return self.roofline.iteration_s(tokens, kv_tokens, pairs, len(self.decoding), len(chunks))
 
+    def token_due_at(self) -> float:
+        """Return when a next token is due first, if each reply that has a TPOT ended with it."""
+        steps = self.steps
+        due = [state.due_from + state.step_due_s * steps for _, _, state in self.decoding]
+        return min(due, default=inf)
+
     def wait(self, state: JobState) -> None:
         """Queue a job."""
         heappush(self.queue, (state.key, state))
@@ -222,6 +235,10 @@ class VariantQueue:
         self.prefilling.remove(state)
         state.device_s -= self.sequence_s
         state.finish_step = self.steps + state.job.output_tokens - 1
+        tpot_s = state.job.tpot_s
+        if tpot_s is not None:
+            state.due_from = state.first_token_at + tpot_s * (1 - self.steps)
+            state.step_due_s = tpot_s
         self.context_tokens += state.job.input_tokens + 1
         heappush(self.decoding, (state.finish_step, state.key[1], state))
 

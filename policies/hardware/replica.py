@@ -6,7 +6,8 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
+from policies.hardware.accelerator import Accelerator, VariantLimits
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import Event, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.roofline import Roofline
@@ -21,6 +22,8 @@ TTFT_SHARE = 0.5
 # which a reply of some tokens is over: by replays with 5, 3, 2 and 1 s.
 PREFILL_MEMORY_S = 3.0
 PREFILL_SHARE_MAX = 0.6
+# The same where chunks keep the TPOT of what decodes: by replays of the open trace and bursty ones.
+KEPT_TPOT_PREFILL_SHARE_MAX = 0.8
 
 
 class FillLimits(NamedTuple):
@@ -134,17 +137,23 @@ class Replica:
     _prompts: dict[str, _Prompts]
     _waiting: dict[str, Job]
     _tpot_of: dict[str, float]
+    _share_max: float
     _prefilled_s: float
     _prefilled_at: float
 
     def __init__(
-        self, variants: Mapping[str, VariantLimits], prefixes: PrefixCache | None = None
+        self,
+        variants: Mapping[str, VariantLimits],
+        prefixes: PrefixCache | None = None,
+        *,
+        keeps_tpot: bool = False,
     ) -> None:
-        self.accelerator = Accelerator(variants)
+        self.accelerator = Accelerator(variants, keeps_tpot=keeps_tpot)
         self.prefixes = prefixes
         self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
         self._waiting = {}
         self._tpot_of = {}
+        self._share_max = KEPT_TPOT_PREFILL_SHARE_MAX if keeps_tpot else 0.0
         self._prefilled_s = 0.0
         self._prefilled_at = 0.0
 
@@ -158,12 +167,10 @@ class Replica:
         """Time of the prompts that have no first token yet, in seconds."""
         return sum(prompts.seconds() for prompts in self._prompts.values()) if self._waiting else 0
 
-    def submit(
-        self, job: Job, tpot_s: float | None, now: float, session: str | None = None
-    ) -> None:
-        """Queue a job; ``tpot_s`` is its SLO, and what is kept of its session is its own then."""
-        if tpot_s is not None:
-            self._tpot_of[job.id] = tpot_s
+    def submit(self, job: Job, now: float, session: str | None = None) -> None:
+        """Queue a job; what is kept of its session is its own then."""
+        if job.tpot_s is not None:
+            self._tpot_of[job.id] = job.tpot_s
         self._waiting[job.id] = job
         self._prompts[job.variant].add(_computed_tokens(job))
         self.accelerator.submit(job, now)
@@ -224,7 +231,7 @@ class Replica:
         if limits_s:
             busy_s = self._recent_prefill_s(now) + self.backlog_s
             share = busy_s / PREFILL_MEMORY_S
-            share_max = limits.prefill_share_max
+            share_max = max(limits.prefill_share_max, self._share_max)
             if self.cached_tokens(ask.variant, ask.session) >= KEPT_SHARE * ask.input_tokens:
                 share_max = max(share_max, KEPT_PREFILL_SHARE_MAX)
             limit_s = limits.tpot_share * min(limits_s)

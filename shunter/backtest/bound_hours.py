@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from policies import Option, Options
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from shunter.backtest.bound_times import TokenTimes
 from shunter.backtest.bound_work import add_work, token_usd
 from shunter.backtest.demand import Demand, able, latest_end_s

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies import Option
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS, SHORT_CHUNK_TOKENS
 from shunter.backtest.bound_ends import limit_spans, spans_after
 from shunter.backtest.bound_times import (
     Iterations,
@@ -68,14 +68,14 @@ class Cuts:
     Attributes:
         count: how many.
         forced: those of iterations in which no other prompt ends, each with the least tokens of
-            requests that don't count there.
+            requests that don't count there: none where a server may compute short chunks.
     """
 
     count: int
     forced: dict[int, int]
 
     @classmethod
-    def new(cls, programme: Programme, served: Served) -> "Cuts":
+    def new(cls, programme: Programme, option: Option, served: Served) -> "Cuts":
         """Add the variables to a programme."""
         chunk = PREFILL_CHUNK_TOKENS
         cuts = cls(programme.variable(), {programme.variable(): chunk})
@@ -87,6 +87,11 @@ class Cuts:
             column = programme.variable()
             cuts.forced[column] = 1 << bits
             programme.at_most.append((row | {column: 1.0}, 0.0))
+        if option.keeps_tpot:
+            column = programme.variable()
+            cuts.forced[column] = 0
+            short = {each: -float((d.input_tokens - 1) // SHORT_CHUNK_TOKENS) for each, d in served}
+            programme.at_most.append((short | {column: 1.0}, 0.0))
         every = dict.fromkeys(cuts.forced, 1.0) | {cuts.count: -1.0}
         programme.at_most.append((every, 0.0))
         return cuts
@@ -125,7 +130,7 @@ def add_iterations(
         ],
         [*before.others, *(span.others for span in spans)],
     )
-    cuts = Cuts.new(programme, served)
+    cuts = Cuts.new(programme, option, served)
     _add_beside(option, served, cuts, busy)
     for kind in kinds.every:
         busy[kind.seconds] = 1.0
@@ -159,9 +164,10 @@ def _add_beside(option: Option, served: Served, cuts: Cuts, busy: dict[int, floa
     for column, demand in served:
         busy[column] = busy.get(column, 0.0) + times.prompt_beside_s(demand)
     busy[cuts.count] = times.prompt_s
-    # Each has a chunk of a prompt of a request that doesn't count, besides.
+    # Each with tokens has a chunk of a prompt of a request that doesn't count, besides.
     for column, tokens in cuts.forced.items():
-        busy[column] = times.prompt_s + tokens * times.traffic_s
+        if tokens:
+            busy[column] = times.prompt_s + tokens * times.traffic_s
 
 
 def _split(

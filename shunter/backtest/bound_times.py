@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies import Option
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from shunter.backtest.demand import Demand
 from shunter.backtest.programme import Programme
 

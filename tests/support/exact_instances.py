@@ -23,11 +23,13 @@ pools:
     device: fast
     count: 1
     region: here
+    backend: {type: simulated, prompt_chunks: full}
     serves: [{model: yard-8b, variant: near-8b, precision: fp8, quality: 1, quality_source: a test, max_batch: 2}]
   far:
     device: slow
     count: 1
     region: there
+    backend: {type: simulated, prompt_chunks: full}
     serves: [{model: yard-8b, variant: far-8b, precision: fp8, quality: 1, quality_source: a test, max_batch: 3}]
 """  # noqa: E501 - a table
 

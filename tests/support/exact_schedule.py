@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from policies import Option, compile_options
 from policies.backtest.workload import profiles_of
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, Job, VariantLimits
+from policies.hardware.accelerator import Accelerator, Job, VariantLimits
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting

@@ -14,13 +14,8 @@ from backtest_cases import POLICY
 
 from policies import Option, compile_options, parse_fleet
 from policies.backtest.workload import Arrival, profiles_of
-from policies.hardware.accelerator import (
-    PREFILL_CHUNK_TOKENS,
-    Accelerator,
-    Completion,
-    Job,
-    VariantLimits,
-)
+from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import IterationRun, JobState
 from shunter.backtest.bound_times import TokenTimes, memory_share
 from shunter.backtest.demand import Demand
@@ -34,7 +29,12 @@ _settle = Accelerator._settle
 
 
 def one_option(
-    max_batch: int, kv_tokens: int, prompt_overhead_s: float, active: float = 1.0
+    max_batch: int,
+    kv_tokens: int,
+    prompt_overhead_s: float,
+    active: float = 1.0,
+    *,
+    keeps_tpot: bool = False,
 ) -> Option:
     """Return an option of a small device, with so many places and tokens of memory.
 
@@ -55,7 +55,12 @@ def one_option(
     )
     capacity = roofline.kv_capacity_tokens(roofline.weights_bytes)
     return replace(
-        option, max_batch=max_batch, roofline=roofline, kv_capacity_tokens=capacity, replicas=2
+        option,
+        max_batch=max_batch,
+        roofline=roofline,
+        kv_capacity_tokens=capacity,
+        replicas=2,
+        keeps_tpot=keeps_tpot,
     )
 
 
@@ -72,6 +77,7 @@ class RunRequest:
     priority: int
     counts: bool = True
     cancelled_at: float | None = None
+    tpot_s: float | None = None
 
 
 def some_requests(draw: random.Random, chunk: int, kv_tokens: int) -> list[RunRequest]:
@@ -104,6 +110,7 @@ def some_requests(draw: random.Random, chunk: int, kv_tokens: int) -> list[RunRe
                 draw.randrange(2),
                 counts,
                 submitted_at + draw.uniform(0.0, 1.0) if gone else None,
+                draw.choice([None, 0.005, 0.02, 0.1]),
             )
         )
     return found
@@ -145,14 +152,19 @@ def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
     limits = VariantLimits(option.roofline, option.max_batch)
     chunk = PREFILL_CHUNK_TOKENS
     replicas = [
-        Accelerator({option.variant: limits}, prefill_chunk_tokens=chunk) for _ in range(REPLICAS)
+        Accelerator(
+            {option.variant: limits}, prefill_chunk_tokens=chunk, keeps_tpot=option.keeps_tpot
+        )
+        for _ in range(REPLICAS)
     ]
     done: dict[str, Completion] = {}
     with patch.object(Accelerator, "_settle", settle):
         for at, each, is_new in _calls(asked):
             if is_new:
                 tokens = (each.input_tokens, each.output_tokens)
-                job = Job(each.id, option.variant, *tokens, priority=each.priority)
+                job = Job(
+                    each.id, option.variant, *tokens, priority=each.priority, tpot_s=each.tpot_s
+                )
                 replicas[each.replica].submit(job, at)
             else:
                 replicas[each.replica].cancel(each.id, at)

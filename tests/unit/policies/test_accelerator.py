@@ -48,6 +48,41 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     assert completions(drain(accelerator))["a"].finished_at == pytest.approx(chunks_s)
 
 
+def two_prompts_beside_a_reply(tpot_s: float, steps: int) -> tuple[Accelerator, float]:
+    """Return an accelerator to which two prompts of 900 tokens come after steps of a reply."""
+    accelerator = Accelerator({"llama": VariantLimits(LLAMA_8B, 8)}, keeps_tpot=True)
+    accelerator.submit(Job("reply", "llama", 100, 2_000, tpot_s=tpot_s), 0.0)
+    at = LLAMA_8B.prefill_s(100) + LLAMA_8B.decode_s(1 + steps, 1, 100)
+    accelerator.submit(llama("a", 900, 1), at)
+    accelerator.submit(llama("b", 900, 1), at)
+    return accelerator, at
+
+
+def test_a_reply_that_has_time_leaves_prompts_whole_and_together() -> None:
+    accelerator, _ = two_prompts_beside_a_reply(0.03, steps=40)
+    done = completions(drain(accelerator))
+    first, second = done["a"], done["b"]
+    assert (first.started_at, first.finished_at) == (second.started_at, second.finished_at)
+
+
+def test_a_prompt_for_which_a_reply_has_no_time_waits_for_the_next_iteration() -> None:
+    accelerator, _ = two_prompts_beside_a_reply(0.03, steps=0)
+    done = completions(drain(accelerator))
+    first, second = done["a"], done["b"]
+    assert second.started_at == first.finished_at
+    took_s = LLAMA_8B.step_s(1, 101, prefill_tokens=900)
+    assert first.finished_at - first.started_at == pytest.approx(took_s)
+
+
+def test_a_prompt_longer_than_what_a_reply_has_time_for_is_cut_to_that() -> None:
+    tpot_s = 0.012
+    accelerator, at = two_prompts_beside_a_reply(tpot_s, steps=0)
+    assert LLAMA_8B.step_s(1, 101, prefill_tokens=900) > tpot_s
+    assert accelerator.output_tokens_of("reply", at + 0.99 * tpot_s) == 1
+    assert accelerator.output_tokens_of("reply", at + tpot_s) == 2
+    assert accelerator.running_of("llama") == 2
+
+
 def test_a_cached_prefix_is_read_and_not_computed() -> None:
     accelerator = one()
     accelerator.submit(llama("a", 8000, 1, cached_tokens=7900), 0.0)

@@ -1,19 +1,42 @@
 """Continuous batching in virtual time: what holds for every trace."""
 
+import random
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 from accelerator_cases import VARIANTS, completions, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.hardware.accelerator import Accelerator, Cancelled, Completion, Event, FirstToken, Job
+from policies.hardware.accelerator import (
+    Accelerator,
+    Cancelled,
+    Completion,
+    Event,
+    FirstToken,
+    Job,
+    VariantLimits,
+)
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 
 
-class SteppingAccelerator(Accelerator):
+# Longer than any round of both variants in which each computes a short chunk.
+ROUND_S = 0.022
+# What such a chunk takes longer for its context, which nobody knows before it has come.
+CONTEXT_S = 0.002
+
+
+class KeepingAccelerator(Accelerator):
+    """Computes no more of prompts than the TPOT of what decodes allows, where there is one."""
+
+    def __init__(self, variants: Mapping[str, VariantLimits] = VARIANTS) -> None:
+        super().__init__(variants, keeps_tpot=True)
+
+
+class SteppingAccelerator(KeepingAccelerator):
     """Takes each iteration by itself: what the jumps over many must agree with."""
 
     def _iterations_to_finish(self, lanes: list) -> int:
@@ -32,6 +55,8 @@ def traces(draw: st.DrawFn, *, cancels: bool = False) -> list[Arrival]:
     # A few distinct gaps, zero among them, so that arrivals coincide with each other.
     gaps = st.sampled_from([0.0, 0.0, 0.001, 0.013, 0.2]) | st.floats(0, 2)
     arrivals, at = [], 0.0
+    some_s: list[float | None] = [None, 0.003, ROUND_S, 0.05, 0.2]
+    tpots_s = draw(st.sampled_from([some_s[:1], some_s]))
     for index in range(draw(st.integers(1, 14))):
         at += draw(gaps)
         prompt = draw(st.integers(1, 300) | st.integers(300, 9500))
@@ -42,6 +67,7 @@ def traces(draw: st.DrawFn, *, cancels: bool = False) -> list[Arrival]:
             output_tokens=draw(st.integers(0, 3) | st.integers(0, 400)),
             cached_tokens=draw(st.sampled_from([0, prompt // 2, prompt])),
             priority=draw(st.integers(0, 1)),
+            tpot_s=draw(st.sampled_from(tpots_s)),
         )
         cancel = draw(st.none() | st.floats(0, 3)) if cancels else None
         arrivals.append(Arrival(at, job, None if cancel is None else at + cancel))
@@ -75,7 +101,7 @@ def at_of(event: Event) -> float:
 @unhurried
 @given(traces(cancels=True))
 def test_every_job_ends_exactly_once_and_events_come_in_order(arrivals: list[Arrival]) -> None:
-    events = play(Accelerator(VARIANTS), arrivals)
+    events = play(KeepingAccelerator(), arrivals)
     ended = Counter(event.id for event in events if not isinstance(event, FirstToken))
     assert ended == Counter(arrival.job.id for arrival in arrivals)
     assert [at_of(event) for event in events] == sorted(at_of(event) for event in events)
@@ -88,7 +114,7 @@ def test_every_job_ends_exactly_once_and_events_come_in_order(arrivals: list[Arr
 @unhurried
 @given(traces(cancels=True))
 def test_the_shares_of_all_jobs_are_the_busy_time(arrivals: list[Arrival]) -> None:
-    accelerator = Accelerator(VARIANTS)
+    accelerator = KeepingAccelerator()
     events = play(accelerator, arrivals)
     shares_s = [event.device_s for event in events if isinstance(event, Completion | Cancelled)]
     assert min(shares_s, default=0) >= 0
@@ -98,7 +124,7 @@ def test_the_shares_of_all_jobs_are_the_busy_time(arrivals: list[Arrival]) -> No
 @unhurried
 @given(traces())
 def test_nothing_is_faster_than_physics(arrivals: list[Arrival]) -> None:
-    done = completions(play(Accelerator(VARIANTS), arrivals))
+    done = completions(play(KeepingAccelerator(), arrivals))
     for arrival in arrivals:
         job, roofline = arrival.job, VARIANTS[arrival.job.variant].roofline
         if job.id not in done:
@@ -115,7 +141,7 @@ def test_nothing_is_faster_than_physics(arrivals: list[Arrival]) -> None:
 @unhurried
 @given(traces(cancels=True))
 def test_batch_and_memory_limits_hold_after_every_iteration(arrivals: list[Arrival]) -> None:
-    accelerator = SteppingAccelerator(VARIANTS)
+    accelerator = SteppingAccelerator()
     for arrival in sorted(arrivals, key=lambda arrival: arrival.at):
         accelerator.submit(arrival.job, arrival.at)
         while (at := accelerator.next_event_at()) is not None:
@@ -134,7 +160,7 @@ def test_batch_and_memory_limits_hold_after_every_iteration(arrivals: list[Arriv
 @unhurried
 @given(traces())
 def test_admission_follows_priority_then_arrival(arrivals: list[Arrival]) -> None:
-    done = completions(play(Accelerator(VARIANTS), arrivals))
+    done = completions(play(KeepingAccelerator(), arrivals))
     admitted = [
         (arrival.job.variant, arrival.job.priority, index, arrival.at, done[arrival.job.id])
         for index, arrival in enumerate(arrivals)
@@ -150,19 +176,47 @@ def test_admission_follows_priority_then_arrival(arrivals: list[Arrival]) -> Non
 @unhurried
 @given(traces(cancels=True), st.lists(st.floats(0, 8), min_size=1, max_size=40))
 def test_polling_changes_nothing(arrivals: list[Arrival], polls: list[float]) -> None:
-    unpolled = play(Accelerator(VARIANTS), arrivals)
-    polled = play(Accelerator(VARIANTS), arrivals, tuple(polls))
+    unpolled = play(KeepingAccelerator(), arrivals)
+    polled = play(KeepingAccelerator(), arrivals, tuple(polls))
     assert polled == unpolled
 
 
 @unhurried
 @given(traces(cancels=True))
 def test_jumping_over_iterations_equals_taking_each(arrivals: list[Arrival]) -> None:
-    jumped = play(Accelerator(VARIANTS), arrivals)
-    stepped = play(SteppingAccelerator(VARIANTS), arrivals)
+    jumped = play(KeepingAccelerator(), arrivals)
+    stepped = play(SteppingAccelerator(), arrivals)
     assert [type(event) for event in jumped] == [type(event) for event in stepped]
     for one_event, other_event in zip(jumped, stepped, strict=True):
         assert one_event.id == other_event.id
         assert at_of(one_event) == pytest.approx(at_of(other_event), rel=1e-9)
         if isinstance(one_event, Completion):
             assert one_event.device_s == pytest.approx(other_event.device_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_short_reply_keeps_a_tpot_of_a_round_of_short_chunks(seed: int) -> None:
+    draw = random.Random(seed)
+    arrivals, at = [], 0.0
+    for index in range(200):
+        # Each variant is busy for less than half of the time, in bursts.
+        at += draw.choice([0.0, 0.005, 0.1])
+        tokens = draw.choice([draw.randint(1, 300), draw.randint(300, 4_000)])
+        variant, reply = draw.choice(["llama", "small"]), draw.randint(2, 6)
+        tpot_s = draw.choice([ROUND_S, 2 * ROUND_S])
+        arrivals.append(Arrival(at, Job(str(index), variant, tokens, reply, tpot_s=tpot_s)))
+    variants = {
+        name: replace(limits, roofline=replace(limits.roofline, prompt_overhead_s=0.005))
+        for name, limits in VARIANTS.items()
+    }
+    done = completions(play(KeepingAccelerator(variants), arrivals))
+    for job in (arrival.job for arrival in arrivals):
+        took_s = done[job.id].finished_at - done[job.id].first_token_at
+        assert took_s <= (job.output_tokens - 1) * job.tpot_s + CONTEXT_S
+
+
+@unhurried
+@given(traces(cancels=True))
+def test_without_a_tpot_chunks_are_whole(arrivals: list[Arrival]) -> None:
+    free = [replace(each, job=replace(each.job, tpot_s=None)) for each in arrivals]
+    assert play(KeepingAccelerator(), free) == play(Accelerator(VARIANTS), arrivals)

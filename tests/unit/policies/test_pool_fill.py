@@ -53,7 +53,7 @@ def test_where_more_miss_than_may_the_usual_room_stays() -> None:
 
 def test_a_replica_takes_more_where_its_pool_has_become_full() -> None:
     replicas = [Replica(VARIANTS) for _ in range(2)]
-    replicas[0].submit(Job("running", "llama", 500, 2_000), None, 0.0)
+    replicas[0].submit(Job("running", "llama", 500, 2_000), 0.0)
     replicas[0].advance(1.0)
     round_s = replicas[0].accelerator.round_s("llama", 500)
     near = Ask("llama", 500, 100, tpot_s=round_s / 0.75)
@@ -65,7 +65,7 @@ def test_a_backtest_fills_replicas_by_what_its_requests_keep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_fill, "MISSED_MAX", 0.0)
-    as_usual, _ = replay(rows=400, rate=10)
+    as_usual, _ = replay(rows=1_200, rate=10)
     monkeypatch.setattr(pool_fill, "MISSED_MAX", 1.0)
-    further, _ = replay(rows=400, rate=10)
+    further, _ = replay(rows=1_200, rate=10)
     assert cost_usd(further) < cost_usd(as_usual)

@@ -100,8 +100,9 @@ class Driven:
                 return
 
     def _begin(self, name: int, ask: Ask, index: int) -> None:
-        job = Job(str(name), ask.variant, ask.input_tokens, ask.output_tokens)
-        self.replicas[index].submit(job, ask.tpot_s, self.now)
+        tokens = ask.input_tokens, ask.output_tokens
+        job = Job(str(name), ask.variant, *tokens, tpot_s=ask.tpot_s)
+        self.replicas[index].submit(job, self.now)
 
 
 def kind_of(waiter: Waiter) -> tuple[bool, str, float | None]:

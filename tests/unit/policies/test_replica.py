@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, VariantLimits
+from policies.hardware.accelerator import VariantLimits
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import Job
 from policies.hardware.pool_fill import FULL
 from policies.hardware.prefix_cache import PrefixCache
@@ -48,7 +49,7 @@ def give(replica: Replica, variant: str = "one", count: int = 1, tokens: int = 5
     """Let a replica decode some long replies from second 1 on."""
     for _ in range(count):
         name = f"{variant}-{replica.jobs}"
-        replica.submit(Job(name, variant, tokens, 50_000), None, 0.0)
+        replica.submit(Job(name, variant, tokens, 50_000), 0.0)
     replica.advance(1.0)
 
 
@@ -93,14 +94,14 @@ def test_nobody_joins_where_a_step_would_break_a_tpot() -> None:
     assert choose_replica(replicas, ask(tpot_s=10 * STEP_S), 1.0) == 0
     assert choose_replica(replicas, ask(tpot_s=2 * STEP_S), 1.0) == 1
     replicas = pool()
-    replicas[0].submit(Job("urgent", "two", 500, 50_000), 2 * STEP_S, 0.0)
+    replicas[0].submit(Job("urgent", "two", 500, 50_000, tpot_s=2 * STEP_S), 0.0)
     replicas[0].advance(1.0)
     assert choose_replica(replicas, ask(), 1.0) == 1
 
 
 def test_nobody_joins_behind_prompts_that_take_the_ttft() -> None:
     replicas = pool()
-    replicas[0].submit(Job("long", "two", 100_000, 10), None, 1.0)
+    replicas[0].submit(Job("long", "two", 100_000, 10), 1.0)
     assert choose_replica(replicas, ask(), 1.0) == 0
     assert choose_replica(replicas, ask(ttft_left_s=60.0), 1.0) == 0
     assert choose_replica(replicas, ask(tokens=40_000, ttft_left_s=2.0), 1.0) == 1
@@ -117,9 +118,9 @@ def test_a_device_busy_with_prompts_takes_no_more_decoding_until_they_are_past()
     tokens = 2_000
     count = int(0.9 * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))
     for index in range(count):
-        replicas[0].submit(Job(str(index), "one", tokens, 1), None, 0.0)
+        replicas[0].submit(Job(str(index), "one", tokens, 1), 0.0)
     tpot_s = 0.5 * CHUNK_S
-    replicas[0].submit(Job("running", "one", 100, 200_000), tpot_s, 0.0)
+    replicas[0].submit(Job("running", "one", 100, 200_000, tpot_s=tpot_s), 0.0)
     replicas[0].advance(PREFILL_MEMORY_S)
     assert choose_replica(replicas, ask(tpot_s=tpot_s), PREFILL_MEMORY_S) == 1
     later = 2.5 * PREFILL_MEMORY_S
@@ -128,14 +129,18 @@ def test_a_device_busy_with_prompts_takes_no_more_decoding_until_they_are_past()
 
 
 def busy_with_prompts(
-    running: str = "one", variants: Mapping[str, VariantLimits] = VARIANTS
+    running: str = "one",
+    variants: Mapping[str, VariantLimits] = VARIANTS,
+    share: float = 0.9,
+    *,
+    keeps_tpot: bool = False,
 ) -> Replica:
-    """Return a replica that decodes, and whose prompts of "one" took nine tenths of its time."""
-    replica = Replica(variants)
+    """Return a replica that decodes, and whose prompts of "one" took a share of its time."""
+    replica = Replica(variants, keeps_tpot=keeps_tpot)
     tokens = 2_000
-    for index in range(int(0.9 * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))):
-        replica.submit(Job(str(index), "one", tokens, 1), None, 0.0)
-    replica.submit(Job("running", running, 100, 200_000), None, 0.0)
+    for index in range(int(share * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))):
+        replica.submit(Job(str(index), "one", tokens, 1), 0.0)
+    replica.submit(Job("running", running, 100, 200_000), 0.0)
     replica.advance(PREFILL_MEMORY_S)
     return replica
 
@@ -149,6 +154,24 @@ def test_prompts_may_take_all_the_time_where_a_step_beside_a_whole_chunk_keeps_e
     enough_s = (round_s + CHUNK_S) / limits.tpot_share
     assert replica.can_take(ask(tpot_s=1.001 * enough_s), PREFILL_MEMORY_S, limits)
     assert not replica.can_take(ask(tpot_s=0.999 * enough_s), PREFILL_MEMORY_S, limits)
+
+
+def test_prompts_may_take_more_of_the_time_where_chunks_keep_the_tpot() -> None:
+    found = {
+        (share, keeps): busy_with_prompts(share=share, keeps_tpot=keeps).can_take(
+            ask(tpot_s=1.2 * CHUNK_S), PREFILL_MEMORY_S
+        )
+        for share in (0.5, 0.7, 0.9)
+        for keeps in (False, True)
+    }
+    assert found == {
+        (0.5, False): True,
+        (0.7, False): False,
+        (0.9, False): False,
+        (0.5, True): True,
+        (0.7, True): True,
+        (0.9, True): False,
+    }
 
 
 def test_the_chunk_is_the_longest_of_the_variants_on_the_replica() -> None:
@@ -192,10 +215,10 @@ def test_where_none_can_what_has_the_variant_comes_before_what_has_less_to_do() 
 def test_the_backlog_is_the_prompts_without_a_first_token() -> None:
     (replica,) = pool(1)
     assert replica.backlog_s == 0
-    replica.submit(Job("a", "one", 1_000, 5), None, 0.0)
-    replica.submit(Job("b", "one", 500, 5), None, 0.0)
+    replica.submit(Job("a", "one", 1_000, 5), 0.0)
+    replica.submit(Job("b", "one", 500, 5), 0.0)
     assert replica.backlog_s == ROOFLINE.prefill_s(1_500)  # one chunk
-    replica.submit(Job("c", "two", 6_000, 5), None, 0.0)
+    replica.submit(Job("c", "two", 6_000, 5), 0.0)
     assert replica.backlog_s == ROOFLINE.prefill_s(1_500) + ROOFLINE.prefill_s(6_000)
     replica.advance(60.0)
     assert replica.backlog_s == 0
@@ -262,7 +285,7 @@ def test_what_a_turn_uses_again_takes_no_memory_beside_it() -> None:
     half = int(0.5 * replica.accelerator.kv_free_bytes / roofline.kv_bytes_per_token)
     replica.keep("one", "s", half)
     replica.keep("one", "t", half // 2)
-    replica.submit(Job("a", "one", half + 1_000, 10, half), None, 0.0, "s")
+    replica.submit(Job("a", "one", half + 1_000, 10, half), 0.0, "s")
     assert replica.cached_tokens("one", "t") == half // 2
     assert replica.cached_tokens("one", "s") == half
     replica.forget()
@@ -284,7 +307,7 @@ def test_a_keeper_busy_with_prompts_takes_what_it_keeps() -> None:
     replica = replicas[0]
     give(replica, "one")
     replica.advance(5.0)
-    replica.submit(Job("p", "two", 44_000, 1), None, 5.0)
+    replica.submit(Job("p", "two", 44_000, 1), 5.0)
     assert 0.6 * PREFILL_MEMORY_S < replica.backlog_s < 0.9 * PREFILL_MEMORY_S
     tpot_s = 0.1
     assert TPOT_SHARE * tpot_s - replica.accelerator.round_s("one", 30_500) < CHUNK_S

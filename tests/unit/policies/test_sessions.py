@@ -169,7 +169,7 @@ def test_a_session_goes_to_the_busy_replica_that_has_it() -> None:
     replicas = [Replica(limits, PrefixCache()) for _ in range(3)]
     for index in (0, 1, 1):
         name = f"{index}-{replicas[index].jobs}"
-        replicas[index].submit(Job(name, OPTION.variant, 100, 1000), None, 0.0)
+        replicas[index].submit(Job(name, OPTION.variant, 100, 1000), 0.0)
     replicas[0].keep(OPTION.variant, "s1", 2000)
     replicas[2].keep(OPTION.variant, "s2", 2000)
     chosen = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
@@ -150,23 +151,35 @@ def test_two_that_can_decode_together_cost_little_more_and_two_apart_cost_twice(
 
 def test_work_grows_with_the_tokens_and_a_full_step_is_shared_by_no_more_than_its_places() -> None:
     many = demands(*(chat(output_tokens=401) for _ in range(200)))
-    bound_usd = volume_bound(many, OPTIONS)
-    assert volume_bound(many[:100], OPTIONS) == pytest.approx(bound_usd / 2, rel=1e-6)
+    whole = changed(keeps_tpot=False)
+    bound_usd = volume_bound(many, whole)
+    assert volume_bound(many[:100], whole) == pytest.approx(bound_usd / 2, rel=1e-6)
     # With so few places the weights are streamed for longer than anything is computed.
-    few = places(4)
+    few = changed(max_batch=4, keeps_tpot=False)
     streamed_usd = min(
         option.roofline.step_s(1, 0) * 200 * 400 / option.max_batch * option.usd_per_s
         for option in able(many[0], few)
     )
     assert streamed_usd > 1.5 * bound_usd
     assert streamed_usd <= volume_bound(many, few) < 1.5 * streamed_usd
-    assert volume_bound(many, places(2)) > 1.8 * streamed_usd
+    assert volume_bound(many, changed(max_batch=2, keeps_tpot=False)) > 1.8 * streamed_usd
 
 
-def places(max_batch: int) -> Options:
-    """Return the packaged fleet's options with so many sequences at a time."""
+def test_short_chunks_of_prompts_may_hide_more_steps_but_no_arithmetic() -> None:
+    many = demands(*(chat(output_tokens=401) for _ in range(200)))
+    bound_usd = volume_bound(many, OPTIONS)
+    assert bound_usd < 0.9 * volume_bound(many, changed(keeps_tpot=False))
+    computed_usd = min(
+        len(many) * option.roofline.token_s * (1000 + 400) * option.usd_per_s
+        for option in able(many[0], OPTIONS)
+    )
+    assert bound_usd > computed_usd
+
+
+def changed(**fields: Any) -> Options:
+    """Return the packaged fleet's options with other values of some fields."""
     by_pool = {
-        pool: tuple(replace(option, max_batch=max_batch) for option in choices)
+        pool: tuple(replace(option, **fields) for option in choices)
         for pool, choices in OPTIONS.by_pool.items()
     }
     by_model: dict[str, tuple[Option, ...]] = {}

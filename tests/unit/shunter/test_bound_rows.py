@@ -16,7 +16,7 @@ from iteration_witness import (
     witness,
 )
 
-from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS, SHORT_CHUNK_TOKENS
 from shunter.backtest.bound_ends import SPANS_AT_S
 from shunter.backtest.bound_iterations import Kinds, add_iterations
 from shunter.backtest.bound_times import Iterations, context_beyond
@@ -90,7 +90,8 @@ def runs(seed: int) -> Iterator[RunWitness]:
         places, beside_s, active = (
             draw.choice(of) for of in ([2, 4, 16], [0.0, 0.005], [1.0, 0.1])
         )
-        option = one_option(places, kv_tokens, beside_s, active)
+        keeps_tpot = draw.random() < 0.5
+        option = one_option(places, kv_tokens, beside_s, active, keeps_tpot=keeps_tpot)
         asked = some_requests(draw, PREFILL_CHUNK_TOKENS, option.kv_capacity_tokens)
         if any(each.counts for each in asked):
             yield witness(option, asked)
@@ -111,6 +112,17 @@ def test_a_prompt_that_another_cuts_is_in_one_iteration_more_for_what_the_other_
     cut = RunRequest("cut", 0.0, 0.0, chunk - 511, 1, 0, 1)
     run = witness(option, [late, cut])
     assert [(each.cut, each.ended) for each in run.iterations] == [(["cut"], []), ([], ["cut"])]
+    assert keeps_every_row(run)
+
+
+def test_a_prompt_beside_a_reply_without_time_is_in_an_iteration_for_each_short_chunk() -> None:
+    option = one_option(4, 9_000, 0.005, keeps_tpot=True)
+    urgent = RunRequest("urgent", 0.0, 0.0, 10, 100, 0, 0, tpot_s=1e-6)
+    whole = RunRequest("whole", 0.1, 0.1, SHORT_CHUNK_TOKENS, 1, 0, 1)
+    parted = RunRequest("parted", 0.1, 0.1, 8 * SHORT_CHUNK_TOKENS + 1, 1, 0, 1)
+    run = witness(option, [urgent, whole, parted])
+    assert sum(each.cut == ["parted"] for each in run.iterations) == 8
+    assert not any("whole" in each.cut for each in run.iterations)
     assert keeps_every_row(run)
 
 

@@ -14,6 +14,7 @@ from policies import Option
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replica_pool import ModelPool, Try
+from policies.hardware.chunks import SHORT_CHUNK_TOKENS
 from policies.hardware.pool_line import KEPT_S, RECHECK_S
 from policies.learning.device_constants import Measured
 from topics import Profile
@@ -270,6 +271,36 @@ def test_a_fast_pool_does_not_look_at_its_line_all_the_time() -> None:
         assert 0.9 * often < len(looked) < 1.1 * often
 
     on_virtual_time(scenario, time_scale=100.0)
+
+
+def tpot_beside_prompts(tpot_s: float, pace: float, *, keeps: bool) -> float:
+    """Return the TPOT of a short reply after whose first token prompts come."""
+    steps = 5
+    hints = {"input_tokens": 2_000, "output_tokens": 1}
+    found: list[float] = []
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        (reply,) = begun(backend, chat("reply", 1 + steps, tpot_s=tpot_s))
+        await asyncio.sleep(1.01 * PREFILL_S / pace)
+        prompts = [make_call("batch", id=str(n), hints=hints) for n in range(5)]
+        await asyncio.gather(*begun(backend, *prompts))
+        outcome = await reply
+        assert outcome.first_token_at is not None
+        found.append((outcome.finished_at - outcome.first_token_at) / steps)
+
+    on_virtual_time(scenario, time_scale=pace, latency_s=0.0, keeps_tpot=keeps)
+    return found[0]
+
+
+def test_a_short_reply_keeps_its_tpot_beside_prompts_where_chunks_are_within_it() -> None:
+    pace = 4.0
+    tpot_s = 1.1 * SLOW.roofline.step_s(1, 600, prefill_tokens=SHORT_CHUNK_TOKENS) / pace
+    assert tpot_beside_prompts(tpot_s, pace, keeps=True) <= tpot_s + JITTER_S
+    whole_tpot_s = tpot_beside_prompts(tpot_s, pace, keeps=False)
+    assert whole_tpot_s > 1.5 * tpot_s
+    enough_s = 2 * SLOW.roofline.step_s(1, 600, prefill_tokens=2_048) / pace
+    found_s = tpot_beside_prompts(enough_s, pace, keeps=True)
+    assert found_s == pytest.approx(whole_tpot_s, abs=JITTER_S)
 
 
 def test_a_streamed_call_tells_its_pieces_after_its_wait() -> None:

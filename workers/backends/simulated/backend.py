@@ -89,7 +89,10 @@ class SimulatedBackend:
         }
         self._latency_s = options[0].latency_s * factors.first_token
         self._options = {o.variant: o for o in options}
-        self._replicas = [Replica(limits, PrefixCache()) for _ in range(options[0].replicas)]
+        self._replicas = [
+            Replica(limits, PrefixCache(), keeps_tpot=options[0].keeps_tpot)
+            for _ in range(options[0].replicas)
+        ]
         # By replica, then by variant.
         self._shares = [{o.variant: DeviceShare(1) for o in options} for _ in self._replicas]
         self._time_scale = options[0].time_scale
@@ -289,12 +292,18 @@ class SimulatedBackend:
         cached = replica.cached_tokens(variant, session)
         cached = min(cached, prefix_tokens(call.request, run.input_tokens))
         tokens = run.input_tokens, run.output_tokens, cached
-        run.job = Job(run.name, variant, *tokens, priority=-call.urgency)
+        run.job = Job(
+            run.name,
+            variant,
+            *tokens,
+            priority=-call.urgency,
+            tpot_s=self._in_model(call.profile.tpot_s),
+        )
         run.has_begun, run.began_at, run.replica = True, now, replica
         run.ahead_s, run.others_s = replica.backlog_s, self._others_s(replica, variant)
         run.share = self._shares[self._replicas.index(replica)][variant]
         run.mark = run.share.begin(now)
-        replica.submit(run.job, self._in_model(call.profile.tpot_s), now, session)
+        replica.submit(run.job, now, session)
 
     def _replica_for(self, batch_id: str | None, ask: Ask) -> Replica:
         """Return the replica to run on; a batch is sized for one device, spreading costs more."""
