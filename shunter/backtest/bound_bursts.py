@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from math import ceil, floor
 
 from policies import Option, Options
-from shunter.backtest.bound_streaming import CELL_S, WORK_CELLS, Window
+from shunter.backtest.bound_streaming import CELL_S, WORK_CELLS, WindowCost
 from shunter.backtest.bound_times import TokenTimes
+from shunter.backtest.bound_work import token_usd
 from shunter.backtest.demand import Demand, able
 
 # The longest window, and how long the last one goes on after the last arrival. A request that may
@@ -41,7 +42,7 @@ def bursts_bound(demands: Sequence[Demand], options: Options) -> float:
     windows = floor(span_s / WINDOW_S) + 1
     cells = WORK_CELLS * ceil(span_s / windows / (CELL_S * WORK_CELLS))
     return sum(
-        Window(options, at * cells * CELL_S, cells, by_time, COUNTED_MAX, span_s).solve(urgent)
+        WindowCost(options, at * cells * CELL_S, cells, by_time, COUNTED_MAX, span_s).solve(urgent)
         for at in range(windows)
     )
 
@@ -63,7 +64,7 @@ def is_uneven(
         total_usd += cost
         if demand.profile.ttft_s is not None:
             by_span[floor(demand.profile.created_at / UNEVEN_S)] += cost
-    if not by_span:
+    if not by_span or not total_usd:
         return False
     steady = streaming_usd / (max(by_span) + 1)
     scale = work_usd / total_usd
@@ -88,4 +89,4 @@ def _usd(demand: Demand, option: Option) -> float:
     step_s = (times.full_s + times.overhead_s) / most + times.sequence_s + times.traffic_s
     step_s += demand.input_tokens * times.kv_s
     prompt_s = times.prompt_compute_s(demand) + times.prompt_beside_s(demand)
-    return option.usd_per_s * (prompt_s + demand.steps * step_s)
+    return token_usd(demand, option) + option.usd_per_s * (prompt_s + demand.steps * step_s)

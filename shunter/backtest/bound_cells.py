@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(slots=True)
 class CellWork:
-    """What an option does in each cell of a window.
+    """The work of an option in each cell of a window.
 
     Attributes:
         programme: gets the rows.

@@ -37,13 +37,13 @@ def streaming_bound(demands: Sequence[Demand], options: Options) -> float:
         return 0.0
     windows = floor(max(d.profile.created_at for d in urgent) / WINDOW_S) + 1
     return sum(
-        Window(options, index * WINDOW_S, round(WINDOW_S / CELL_S)).solve(urgent)
+        WindowCost(options, index * WINDOW_S, round(WINDOW_S / CELL_S)).solve(urgent)
         for index in range(windows)
     )
 
 
 @dataclass(slots=True)
-class Window:
+class WindowCost:
     """A span of time, and the programme of the requests that come in it and can't wait.
 
     Attributes:
@@ -66,7 +66,7 @@ class Window:
 
     @property
     def end_s(self) -> float:
-        """When it ends."""
+        """Its end, in seconds since the trace began."""
         return self.start_s + self.cells * CELL_S
 
     def solve(self, urgent: Sequence[Demand]) -> float:
