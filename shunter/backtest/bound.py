@@ -7,9 +7,11 @@ device that decodes is busy.
 """
 
 from collections.abc import Container
+from contextlib import suppress
 
 from policies import compile_options
 from policies.backtest.workload import profiles_of
+from shunter.backtest.bound_bursts import bursts_bound, is_uneven
 from shunter.backtest.bound_hours import moving_volume_bound
 from shunter.backtest.bound_streaming import streaming_bound
 from shunter.backtest.bound_work import volume_bound
@@ -54,7 +56,13 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
     factor = min((demand.profile.price_factor for demand in demands), default=1.0)
     moves = any(choices[0].tariff for choices in options.by_pool.values())
     work_usd = (moving_volume_bound if moves else volume_bound)(demands, options)
-    return factor * max(work_usd, streaming_bound(demands, options))
+    streaming_usd = streaming_bound(demands, options)
+    found = [work_usd, streaming_usd]
+    if is_uneven(demands, options, *found):
+        # What no schedule can do within a second, or the solver can't, leaves the other two.
+        with suppress(NoBoundError):
+            found.append(bursts_bound(demands, options))
+    return factor * max(found)
 
 
 def bound_or_reason(setting: Setting) -> tuple[float | None, str | None]:

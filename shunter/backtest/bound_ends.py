@@ -21,7 +21,7 @@ from shunter.backtest.bound_times import (
     context_tokens,
     memory_share,
 )
-from shunter.backtest.demand import Demand, latest_end_s
+from shunter.backtest.demand import Demand, latest_end_s, latest_first_token_s
 from shunter.backtest.programme import Programme
 
 # The spans begin so many seconds after the last arrival.
@@ -226,10 +226,7 @@ def _step_s(demand: Demand, option: Option) -> float:
 
 def _may_begin_after(demand: Demand, at_s: float) -> bool:
     """Return whether its first token may come after a time."""
-    profile = demand.profile
-    if profile.ttft_s is None:
-        return profile.deadline > at_s
-    return min(profile.deadline, profile.created_at + profile.ttft_s) > at_s
+    return latest_first_token_s(demand) > at_s
 
 
 def _steps_after(demand: Demand, option: Option, at_s: float) -> int:

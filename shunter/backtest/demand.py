@@ -67,3 +67,11 @@ def latest_end_s(demand: Demand) -> float:
     return min(
         profile.deadline, profile.created_at + profile.ttft_s + demand.steps * profile.tpot_s
     )
+
+
+def latest_first_token_s(demand: Demand) -> float:
+    """Return when a request that is served in time has its first token at the latest."""
+    profile = demand.profile
+    if profile.ttft_s is None:
+        return profile.deadline
+    return min(profile.deadline, profile.created_at + profile.ttft_s)

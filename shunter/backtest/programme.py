@@ -59,7 +59,8 @@ class Programme:
     def solve(self, method: str = "highs") -> float:
         """Return the least cost; ``method`` is one of scipy's for HiGHS.
 
-        A solution that is not quite the best would be no lower bound. Its dual is below all.
+        A solution that is not quite the best would be no lower bound. Its dual is below all. The
+        solver has the dearest variable cost 1: its tolerances are not of prices of a thousandth.
 
         Raises:
             NoBoundError: scipy is missing, or there is no solution.
@@ -68,8 +69,9 @@ class Programme:
             from scipy.optimize import linprog  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise NoBoundError(_NO_SCIPY) from error
+        unit = max(self.prices, default=0.0) or 1.0
         found = linprog(
-            self.prices,
+            [price / unit for price in self.prices],
             A_ub=self._matrix(self.at_most),
             b_ub=[limit for _, limit in self.at_most],
             A_eq=self._matrix(self.equal),
@@ -90,7 +92,7 @@ class Programme:
             for price, (_, limit) in zip(prices, rows, strict=True)
         )
         dual += sum(float(found.upper.marginals[at]) * limit for at, limit in self.limits.items())
-        return min(float(found.fun), dual)
+        return unit * min(float(found.fun), dual)
 
     def solve_whole(self, seconds: float) -> Whole:
         """Return the best solution that is found within so many seconds, and the bound by then.

@@ -128,6 +128,8 @@ class Iteration:
     cut: list[str] = field(default_factory=list)
     """Counted prompts with a chunk in it that ends or doesn't end them."""
     prompt_s: float = 0.0
+    chunks_s: float = 0.0
+    """What all chunks take beside arithmetic and memory."""
 
 
 @dataclass(slots=True)
@@ -176,6 +178,21 @@ def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
     return RunWitness(option, demands, iterations, sum(replica.busy_s for replica in replicas))
 
 
+def some_runs(seed: int) -> Iterator[RunWitness]:
+    """Yield runs of small and large memories, batches and overheads."""
+    draw = random.Random(seed)
+    for _ in range(6):
+        kv_tokens = draw.choice([9_000, 60_000])
+        places, beside_s, active = (
+            draw.choice(of) for of in ([2, 4, 16], [0.0, 0.005], [1.0, 0.1])
+        )
+        keeps_tpot = draw.random() < 0.5
+        option = one_option(places, kv_tokens, beside_s, active, keeps_tpot=keeps_tpot)
+        asked = some_requests(draw, PREFILL_CHUNK_TOKENS, option.kv_capacity_tokens)
+        if any(each.counts for each in asked):
+            yield witness(option, asked)
+
+
 def _calls(asked: Sequence[RunRequest]) -> Iterator[tuple[float, RunRequest, bool]]:
     calls = [(each.submitted_at, 0, each) for each in asked]
     calls += [(each.cancelled_at, 1, each) for each in asked if each.cancelled_at is not None]
@@ -217,7 +234,7 @@ def _iterations(option: Option, run: IterationRun, counted: set[str]) -> Iterato
             yield Iteration(ends_at, seconds, [(name, read + step) for name, read in running])
         return
     beside_s = sum(times.prompt_s + tokens * times.traffic_s for _, tokens in run.chunks)
-    found = Iteration(run.ends_at, run.elapsed_s - beside_s, running)
+    found = Iteration(run.ends_at, run.elapsed_s - beside_s, running, chunks_s=beside_s)
     for state, tokens in run.chunks:
         if state.job.id in counted:
             chunks = found.ended if tokens == state.prompt_left_tokens else found.cut

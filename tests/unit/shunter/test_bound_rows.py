@@ -1,9 +1,7 @@
 """The rows of the bound's work: what any run of accelerators does keeps every one of them."""
 
-import random
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 
 import pytest
 from iteration_witness import (
@@ -12,7 +10,7 @@ from iteration_witness import (
     RunWitness,
     one_option,
     reserved,
-    some_requests,
+    some_runs,
     witness,
 )
 
@@ -83,23 +81,9 @@ def keeps_every_row(run: RunWitness) -> bool:
     return 0 < least_usd(run, last_s) <= run.busy_s * run.option.usd_per_s * (1 + SOLVED)
 
 
-def runs(seed: int) -> Iterator[RunWitness]:
-    draw = random.Random(seed)
-    for _ in range(6):
-        kv_tokens = draw.choice([9_000, 60_000])
-        places, beside_s, active = (
-            draw.choice(of) for of in ([2, 4, 16], [0.0, 0.005], [1.0, 0.1])
-        )
-        keeps_tpot = draw.random() < 0.5
-        option = one_option(places, kv_tokens, beside_s, active, keeps_tpot=keeps_tpot)
-        asked = some_requests(draw, PREFILL_CHUNK_TOKENS, option.kv_capacity_tokens)
-        if any(each.counts for each in asked):
-            yield witness(option, asked)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_every_run_keeps_every_row(seed: int) -> None:
-    for run in runs(seed):
+    for run in some_runs(seed):
         assert keeps_every_row(run)
         assert 0 < least_usd(run, None) <= run.busy_s * run.option.usd_per_s * (1 + SOLVED)
 
@@ -166,7 +150,7 @@ def test_what_steps_read_beyond_some_tokens_is_summed_over_each(tokens: int) -> 
 
 def test_those_runs_have_iterations_of_every_kind() -> None:
     found: set[tuple[str, int]] = set()
-    for run in (each for seed in range(20) for each in runs(seed)):
+    for run in (each for seed in range(20) for each in some_runs(seed)):
         last_s = max(demand.profile.created_at for demand in run.demands.values())
         kinds = rows_of(Programme(), run, last_s)
         for each in run.iterations:
