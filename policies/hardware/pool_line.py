@@ -11,8 +11,8 @@ from policies.hardware.replica import Ask, Replica, find_room, least_loaded
 from topics.records.placement import Path
 
 # The time before a first token is due in which its prompt is computed at the latest, beside what it
-# takes alone: others decode meanwhile. By replays of the busiest 40 s of the open trace at rate 10.
-KEPT_S = 0.4
+# takes alone: others decode meanwhile. By replays of the open trace at rate 10 with 0.4 to 1.3 s.
+KEPT_S = 0.8
 # By how many times the prompt of one that gives way takes longer than that of the one which has no
 # time left. By replays of the whole trace with 3, 5, 6, 8 and 15.
 GIVES_WAY = 5.0
