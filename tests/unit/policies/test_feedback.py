@@ -57,6 +57,30 @@ def test_promises_far_from_the_slo_teach_nothing() -> None:
     assert experience.ttft_error("v") is None
 
 
+def paced(experience: Experience, tpot_s: float, count: int) -> None:
+    """Let requests with a TPOT of 80 ms that were promised 50 take ``tpot_s``."""
+    asked = profile(ttft_s=None, tpot_s=0.08)
+    promised, got = (Envelope(1e-6, 0.5, 5.0, each) for each in (0.05, tpot_s))
+    for _ in range(count):
+        experience.kept(asked, "v", promised, got, 0.0)
+
+
+def test_a_tpot_that_is_kept_was_promised_well() -> None:
+    experience = Experience(0.0)
+    paced(experience, 0.079, 500)
+    error = experience.tpot_error("v")
+    assert error is not None
+    assert exp(error[2]) < 1.1
+    paced(experience, 0.03, 3000)
+    quicker = experience.tpot_error("v")
+    assert quicker is not None
+    assert exp(quicker[2]) < 0.8
+    paced(experience, 0.1, 500)
+    missed = experience.tpot_error("v")
+    assert missed is not None
+    assert 1.8 < exp(missed[1]) < 2.2
+
+
 def test_errors_fade_where_promises_stay_far_from_the_slo() -> None:
     experience = Experience(0.0)
     kept(experience, 3.0, 100)
