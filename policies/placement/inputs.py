@@ -16,12 +16,12 @@ from policies.fleet_state.served_loads import ServedLoads
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
 from topics import LatencyError, Profile
+from topics.records.decision_columns import NO_LOAD
 from topics.records.decision_rows import RecordedInputs, plain, trimmed
 from topics.records.decision_tables import Tables, raw_row
 from topics.records.frozen import dataclass
 
-# Of a load's numbers, and of what is known of one variant in it.
-_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None, False)
+# Of what is known of one variant in a load, and of the wishes of a member.
 _NO_VARIANT = (None, None, False)
 _NO_WISH = (None, None, None, None)
 
@@ -290,7 +290,7 @@ def _load_of(load: PoolLoad, known: Mapping[str, Sequence[Any]]) -> Sequence[Any
         None if load.transport is None else [plain(each) for each in load.transport],
         load.is_filled,
     )
-    return trimmed(row, _NO_LOAD)
+    return trimmed(row, NO_LOAD)
 
 
 def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil, floor
 
 from policies import Option
-from shunter.backtest.bound_times import TokenTimes, context_tokens
+from shunter.backtest.bound_times import StepTimes, TokenTimes, context_tokens
 from shunter.backtest.demand import Demand, latest_end_s, latest_first_token_s
 from shunter.backtest.programme import Programme
 
@@ -23,23 +23,13 @@ Cells = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(StepTimes):
     """Variables of the iterations of a variant in a cell, those at its ends by their parts in it.
 
     Attributes:
-        count: how many.
-        seconds: their time, without what prompts take beside arithmetic and memory.
-        steps: decode steps in them.
-        read: thousands of tokens whose keys and values those steps read, at least.
-        prompt_s: arithmetic of prompts.
         beside_s: what prompts take beside arithmetic and memory.
     """
 
-    count: int
-    seconds: int
-    steps: int
-    read: int
-    prompt_s: int
     beside_s: int
 
 
@@ -110,7 +100,8 @@ class CellWork:
             for amount in ("steps", "read", "prompt_s", "beside_s"):
                 row = self._rows.get((amount, at), {})
                 self.programme.equal.append((row | {getattr(cell, amount): -1.0}, 0.0))
-            self._add_seconds(cell)
+            cell.add_seconds(self.programme, self.option)
+            self._limit_sharing(cell)
             busy[at][cell.seconds] = 1.0
             busy[at][cell.beside_s] = 1.0
 
@@ -129,24 +120,9 @@ class CellWork:
     def _row(self, amount: str, at: int) -> dict[int, float]:
         return self._rows.setdefault((amount, at), {})
 
-    def _add_seconds(self, cell: Cell) -> None:
-        """Have iterations take as long as arithmetic and as memory, with no more than fit."""
-        times, most = TokenTimes.of(self.option), self.option.max_batch
-        beside_s = times.traffic_s + times.sequence_s
-        growth_s = (times.full_s - times.one_s) / (most - 1) if most > 1 else 0.0
-        compute = {
-            cell.seconds: -1.0,
-            cell.count: times.overhead_s,
-            cell.steps: beside_s + times.token_s,
-            cell.read: 1000 * times.pair_s,
-            cell.prompt_s: 1.0,
-        }
-        memory = {
-            cell.seconds: -1.0,
-            cell.count: times.overhead_s + times.one_s - growth_s,
-            cell.steps: beside_s + growth_s,
-            cell.read: 1000 * times.kv_s,
-        }
-        places = {cell.count: -float(most), cell.steps: 1.0}
+    def _limit_sharing(self, cell: Cell) -> None:
+        """Have no more in an iteration than there are places and memory for."""
+        most = float(self.option.max_batch)
+        places = {cell.count: -most, cell.steps: 1.0}
         room = {cell.count: -self.option.kv_capacity_tokens / 1000, cell.read: 1.0}
-        self.programme.at_most += [(row, 0.0) for row in (compute, memory, places, room)]
+        self.programme.at_most += [(places, 0.0), (room, 0.0)]

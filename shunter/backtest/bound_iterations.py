@@ -134,7 +134,7 @@ def add_iterations(
     _add_beside(option, served, cuts, busy)
     for kind in kinds.every:
         busy[kind.seconds] = 1.0
-        _add_seconds(programme, option, kind)
+        kind.add_seconds(programme, option)
     programme.limits |= {kind.prompt_s: 0.0 for kind in kinds.others}
     _split(programme, option, served, kinds.every)
     _split_prompts(programme, option, served, kinds, cuts)
@@ -274,29 +274,6 @@ def _limit_sharing(programme: Programme, option: Option, served: Served, kinds: 
                 share = 2 * _root_context(demand) - weight * _spare_tokens(times, limit_s)
                 pace[column] = demand.steps * weight * share
         programme.at_most.append((pace, 0.0))
-
-
-def _add_seconds(programme: Programme, option: Option, kind: Iterations) -> None:
-    """Have iterations take as long as their arithmetic and as their memory traffic do at least."""
-    times, most = TokenTimes.of(option), option.max_batch
-    beside_s = times.traffic_s + times.sequence_s
-    # In a mixture of experts a step touches more weights the more sequences share it: concave, so
-    # never below the chord.
-    growth_s = (times.full_s - times.one_s) / (most - 1) if most > 1 else 0.0
-    compute = {
-        kind.seconds: -1.0,
-        kind.count: times.overhead_s,
-        kind.steps: beside_s + times.token_s,
-        kind.read: 1000 * times.pair_s,
-        kind.prompt_s: 1.0,
-    }
-    memory = {
-        kind.seconds: -1.0,
-        kind.count: times.overhead_s + times.one_s - growth_s,
-        kind.steps: beside_s + growth_s,
-        kind.read: 1000 * times.kv_s,
-    }
-    programme.at_most += [(compute, 0.0), (memory, 0.0)]
 
 
 def _root_context(demand: Demand) -> float:

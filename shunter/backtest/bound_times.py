@@ -39,14 +39,13 @@ def context_beyond(demand: Demand, tokens: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Iterations:
-    """Variables of one kind of iterations of a variant.
+class StepTimes:
+    """Variables that the time of some iterations of a variant follows from.
 
     Attributes:
         count: how many.
         seconds: their time, without what prompts take beside arithmetic and memory.
         steps: decode steps of sequences in them.
-        reserved: shares of the memory that those sequences have, summed over their steps.
         read: thousands of tokens whose keys and values those steps read.
         prompt_s: arithmetic of the prompts in them.
     """
@@ -54,9 +53,41 @@ class Iterations:
     count: int
     seconds: int
     steps: int
-    reserved: int
     read: int
     prompt_s: int
+
+    def add_seconds(self, programme: Programme, option: Option) -> None:
+        """Have iterations take at least as long as their arithmetic and as their memory traffic."""
+        times, most = TokenTimes.of(option), option.max_batch
+        beside_s = times.traffic_s + times.sequence_s
+        # In a mixture of experts a step touches more weights the more sequences share it: concave,
+        # so never below the chord.
+        growth_s = (times.full_s - times.one_s) / (most - 1) if most > 1 else 0.0
+        compute = {
+            self.seconds: -1.0,
+            self.count: times.overhead_s,
+            self.steps: beside_s + times.token_s,
+            self.read: 1000 * times.pair_s,
+            self.prompt_s: 1.0,
+        }
+        memory = {
+            self.seconds: -1.0,
+            self.count: times.overhead_s + times.one_s - growth_s,
+            self.steps: beside_s + growth_s,
+            self.read: 1000 * times.kv_s,
+        }
+        programme.at_most += [(compute, 0.0), (memory, 0.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Iterations(StepTimes):
+    """Variables of one kind of iterations of a variant.
+
+    Attributes:
+        reserved: shares of the memory that their sequences have, summed over their steps.
+    """
+
+    reserved: int
 
     @classmethod
     def new(cls, programme: Programme) -> "Iterations":

@@ -53,6 +53,8 @@ LOAD = (
     "transport",
     "is_filled",
 )
+# What is not written at the end of a row.
+NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None, False)
 # Of one variant in a pool; three of them are what was learned of it.
 VARIANT_LOAD = (
     "running",

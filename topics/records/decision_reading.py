@@ -12,6 +12,7 @@ import msgspec
 from topics.records.decision_columns import (
     CREDIT,
     LOAD,
+    NO_LOAD,
     PROFILE,
     PROFILE_COMMON,
     QUALITY,
@@ -33,13 +34,7 @@ from topics.records.decision_rows import (
 )
 
 # What is not written at the end of a row.
-_NO_LOAD = dict(
-    zip(
-        LOAD,
-        (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False, None, None, False),
-        strict=True,
-    )
-)
+_NO_LOAD = dict(zip(LOAD, NO_LOAD, strict=True))
 _NO_WISH = dict.fromkeys(WAITING[-4:])
 Index = Annotated[int, msgspec.Meta(ge=0)]
 
