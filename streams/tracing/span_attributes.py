@@ -12,6 +12,7 @@ from opentelemetry.util.types import AttributeValue
 from policies.scoring.reasons import has_choice, reasons
 from streams.tracing import otlp_encoding as otlp
 from topics import Candidate, Evidence, Placement
+from topics.records.decision_rows import in_units
 
 # Encoded attributes of a span; they can be concatenated.
 Said = bytes
@@ -188,13 +189,15 @@ def candidates(evidence: Evidence) -> Iterator[bytes]:
 
 def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> bytes:
     named = _named(candidate.pool, candidate.model_variant, candidate.path, reason, is_chosen)
-    cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
+    # To the digits of evidence, where a chance is rounded down: both tell the same.
+    cost, chance = in_units(candidate.cost_usd, candidate.chance)
+    finish = candidate.finish_s
     # A refused candidate has none of them.
     if cost is None or finish is None or chance is None:
         return named
     return b"".join(
-        (named, _COST, otlp.real(usd(cost)), _FINISH, otlp.real(seconds(finish)), _CHANCE,
-         otlp.real(round(chance, 4)))
+        (named, _COST, otlp.real(cost), _FINISH, otlp.real(seconds(finish)), _CHANCE,
+         otlp.real(chance))
     )  # fmt: skip
 
 

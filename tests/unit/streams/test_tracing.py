@@ -193,6 +193,26 @@ async def test_the_decision_shows_every_candidate_and_why() -> None:
     assert "shunter.candidate.cost_usd" not in refused
 
 
+async def test_a_span_tells_the_figures_of_its_evidence() -> None:
+    yard = TracedYard()
+    for ttft_ms in range(5, 85, 2):
+        yard.publish(id=f"c{ttft_ms}", slo={"ttft_ms": ttft_ms})
+    await route(yard)
+    evidence = {each.request_id: each for each in yard.evidence("placed")}
+    assert len({each.candidates[0].chance for each in evidence.values()}) > 10
+    for span in yard.spans():
+        if span.name != "process yard.requests":
+            continue
+        told = [e.attributes or {} for e in span.events]
+        (request_id,) = said(span, "messaging.message.id")
+        candidates = evidence.pop(request_id).candidates
+        for name in ("cost_usd", "finish_s", "chance"):
+            assert [each.get(f"shunter.candidate.{name}") for each in told] == [
+                getattr(each, name) for each in candidates
+            ], name
+    assert not evidence
+
+
 class CrowdedYard(TracedYard):
     """Work on premium-eu makes it cheap to join, and its places scarce."""
 
