@@ -320,13 +320,15 @@ class Windows:
         return earliest - target.estimate.latest_s - self._margin_s
 
     def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
-        """Return True if all waiting members would be in time, in consecutive batches from now."""
+        """Return True if all waiting members would be in time, in batches from now on."""
         first = head[0]
         if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
             return False
         earliest = min(m.profile.deadline for m in head)
         found = target.estimate
-        ends_at = now + (batches - 1) * found.finish_s + found.latest_s
+        # As in the hour below: each replica of the pool takes one after the other.
+        rounds = (batches - 1) / target.option.replicas
+        ends_at = now + rounds * found.finish_s + found.latest_s
         return ends_at + self._margin_s < earliest
 
     def _may_wait_for_hour(

@@ -1,5 +1,7 @@
 """A batch that is ready fills the places beside what runs, or waits for them within its time."""
 
+from dataclasses import replace
+
 import pytest
 from policy_cases import NOW, POLICY, a_situation, bulk, profile, some_options, status
 from release_cases import batch, target_of
@@ -156,15 +158,18 @@ def test_without_a_wait_for_room_nothing_changes() -> None:
     assert releases(run(crowded_windows(0.0), NOW, always(is_crowded=True)))
 
 
-def test_it_does_not_wait_where_what_waits_would_be_late_one_batch_after_the_other() -> None:
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_it_does_not_wait_where_what_waits_would_be_late_batch_by_batch(replicas: int) -> None:
     limits = {"members_max": 32, "margin_s": MARGIN_S, "retry_s": RETRY_S}
     batches = 4
-    time_s = batches * SERVICE_S + MARGIN_S
+    # The first round has a batch for each replica.
+    time_s = (1 + (batches - 1) / replicas) * SERVICE_S + MARGIN_S
+    crowded = always(is_crowded=True, option=replace(BOARD, replicas=replicas))
 
     def ends(left_s: float) -> int:
         held = Windows(**limits, room_wait_s=1e6)  # type: ignore[arg-type]
         filled(8 * batches, into=held, deadline=NOW + left_s)
-        return len(run(held, NOW, always(is_crowded=True)))
+        return len(run(held, NOW, crowded))
 
     assert ends(time_s + 1) == 0
     assert ends(time_s - 1) > 0
