@@ -97,11 +97,18 @@ async def installation(kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch)
 
 @contextmanager
 def logging_kept() -> Iterator[None]:
-    """Undo what a command does to logging: it writes to the standard error of its time."""
+    """Undo what commands do to logging.
+
+    They log to the standard error of their time. That of one in a thread is the process's meanwhile
+    and ends with it, under a line that others log: such a line may be lost, and fails nobody.
+    """
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = handlers, level
+    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
+    logging.raiseExceptions = False
+    try:
+        yield
+    finally:
+        root.handlers, root.level, logging.raiseExceptions = handlers, level, raises
 
 
 async def shunter(*args: object, stdin: bytes | None = None) -> Outcome:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from client_commands import logging_kept
 from running_system import ROOT, System, chat
 from typer.testing import CliRunner
 
@@ -40,7 +40,7 @@ class Auditor:
     async def run(self, *arguments: object, code: int = 0) -> str:
         """Run a command in this process; return what it printed, or the error it ended with."""
         words = [str(word) for word in arguments]
-        with wide_terminal(), own_log():
+        with wide_terminal(), logging_kept():
             done = await asyncio.to_thread(CliRunner().invoke, app, words, env=self._env)
         assert done.exit_code == code, (words, done.output, done.exception)
         return f"{done.output}{done.exception if code else ''}"
@@ -68,16 +68,6 @@ def wide_terminal() -> Iterator[None]:
         yield
     finally:
         console.out.width, console.err.width = widths
-
-
-@contextmanager
-def own_log() -> Iterator[None]:
-    """Take back the log from a command, whose standard error is closed when it ends."""
-    handlers = logging.root.handlers
-    try:
-        yield
-    finally:
-        logging.root.handlers = handlers
 
 
 async def traffic(system: System) -> dict[str, dict[str, object]]:
