@@ -171,7 +171,7 @@ async def test_a_direct_request_says_where_why_how_long_and_on_what(
     ]
     estimated = decided["candidates"][0]
     for name in ("cost_usd", "finish_s", "chance"):
-        assert chosen[f"shunter.candidate.{name}"] == pytest.approx(estimated[name], abs=1e-9), name
+        assert chosen[f"shunter.candidate.{name}"] == pytest.approx(estimated[name]), name
         assert not any(f"shunter.candidate.{name}" in r for r in refused)
     reasons = {r["shunter.candidate.reason"] for r in refused}
     # The packaged policy's floor of quality is asked before.
