@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import secrets
@@ -76,6 +77,20 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHUNTER_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_kept() -> Iterator[None]:
+    """Undo what commands do to logging.
+
+    They log to the standard error of their time. That of one in a thread is the process's meanwhile
+    and ends with it, under a line that others log: such a line may be lost, and fails nobody.
+    """
+    root = logging.getLogger()
+    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
+    logging.raiseExceptions = False
+    yield
+    root.handlers, root.level, logging.raiseExceptions = handlers, level, raises
 
 
 @pytest.fixture(scope="session")

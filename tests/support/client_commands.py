@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -93,22 +92,6 @@ async def installation(kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch)
     made = Settings()
     await apply(made, ())
     return made
-
-
-@contextmanager
-def logging_kept() -> Iterator[None]:
-    """Undo what commands do to logging.
-
-    They log to the standard error of their time. That of one in a thread is the process's meanwhile
-    and ends with it, under a line that others log: such a line may be lost, and fails nobody.
-    """
-    root = logging.getLogger()
-    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
-    logging.raiseExceptions = False
-    try:
-        yield
-    finally:
-        root.handlers, root.level, logging.raiseExceptions = handlers, level, raises
 
 
 async def shunter(*args: object, stdin: bytes | None = None) -> Outcome:

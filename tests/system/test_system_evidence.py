@@ -13,7 +13,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from client_commands import logging_kept
 from running_system import ROOT, System, chat
 from typer.testing import CliRunner
 
@@ -40,7 +39,7 @@ class Auditor:
     async def run(self, *arguments: object, code: int = 0) -> str:
         """Run a command in this process; return what it printed, or the error it ended with."""
         words = [str(word) for word in arguments]
-        with wide_terminal(), logging_kept():
+        with wide_terminal():
             done = await asyncio.to_thread(CliRunner().invoke, app, words, env=self._env)
         assert done.exit_code == code, (words, done.output, done.exception)
         return f"{done.output}{done.exception if code else ''}"

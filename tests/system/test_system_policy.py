@@ -2,14 +2,12 @@
 
 import asyncio
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 import yaml
-from client_commands import logging_kept
 from running_system import FLEET, System, chat, eventually
 from typer.testing import CliRunner
 
@@ -25,12 +23,6 @@ async def shunter(system: System, *words: object) -> str:
     done = await asyncio.to_thread(CliRunner().invoke, app, [*map(str, words), *where])
     assert done.exit_code == 0, f"{done.output} {done.exception}"
     return done.stdout
-
-
-@pytest.fixture(autouse=True)
-def _logging_kept() -> Iterator[None]:
-    with logging_kept():
-        yield
 
 
 async def versions_of(system: System, request_id: str) -> tuple[str, str]:

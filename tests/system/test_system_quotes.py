@@ -1,14 +1,12 @@
 """Quotes of a running system, from the command to the charge."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import orjson
 import pytest
 from click.testing import Result
-from client_commands import logging_kept
 from gateway_cases import door
 from running_system import System, chat
 from typer.testing import CliRunner
@@ -20,12 +18,6 @@ pytestmark = pytest.mark.kafka
 
 # What a busy machine takes to a pool counts in the chance of an SLO; these quotes are of deadlines.
 PATIENT = {"ttft_ms": 60_000, "tpot_ms": 10_000}
-
-
-@pytest.fixture(autouse=True)
-def _logging_kept() -> Iterator[None]:
-    with logging_kept():
-        yield
 
 
 async def test_a_file_is_quoted_taken_and_charged_no_more_than_was_quoted(

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from client_commands import (
     ended,
     evidence,
     installation,
-    logging_kept,
     producing,
     result,
     shunter,
@@ -35,12 +33,6 @@ pools:
       - {model: llama-3.1-8b, variant: llama-3.1-8b-fp8, precision: fp8, max_batch: 64}
     backend: {type: simulated}
 """
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    with logging_kept():
-        yield
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
-from client_commands import installation, logging_kept, producing, shunter
+from client_commands import installation, producing, shunter
 from memory_log import MemoryCluster, MemoryLog
 from stream_cases import START, make_key, make_settings
 
@@ -87,11 +86,6 @@ async def test_an_introduction_goes_with_its_key_and_introducers_stay(
 
 @pytest.mark.kafka
 class TestCommand:
-    @pytest.fixture(autouse=True)
-    def _logging(self) -> Iterator[None]:
-        with logging_kept():
-            yield
-
     @pytest.fixture
     async def settings(self, kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
         return await installation(kafka, prefix, monkeypatch)

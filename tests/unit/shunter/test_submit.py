@@ -5,7 +5,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from client_commands import (
     ended,
     installation,
-    logging_kept,
     producing,
     request,
     result,
@@ -35,12 +34,6 @@ from topics.records import headers as h
 
 BYTES_MAX = 1024 * 1024
 START = 1_800_000_000.0
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    with logging_kept():
-        yield
 
 
 @pytest.fixture

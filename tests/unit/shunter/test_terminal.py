@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from client_commands import (
     ended,
     evidence,
     installation,
-    logging_kept,
     producing,
     result,
     started,
@@ -82,9 +81,8 @@ def test_a_console_writes_controls_of_its_own_alone() -> None:
 
 
 def test_a_log_line_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with logging_kept():
-        set_up_logging("info")
-        logging.getLogger("streams.x").error("request %s", HOSTILE, exc_info=ValueError(HOSTILE))
+    set_up_logging("info")
+    logging.getLogger("streams.x").error("request %s", HOSTILE, exc_info=ValueError(HOSTILE))
     told = capsys.readouterr().err
     assert_plain(told)
     assert "\\n[red]done" in told.splitlines()[0]
@@ -106,8 +104,7 @@ def test_a_trace_shows_no_controls(monkeypatch: pytest.MonkeyPatch) -> None:
         return [span(1, HOSTILE, 0.0, 1.0, service=HOSTILE, error=HOSTILE, attributes=said)]
 
     monkeypatch.setattr(trace_command, "_find", find)
-    with logging_kept():
-        told = CliRunner().invoke(app, ["trace", "x"])
+    told = CliRunner().invoke(app, ["trace", "x"])
     assert told.exit_code == 0, told.output
     assert_plain(told.output)
 
@@ -122,11 +119,6 @@ def test_a_dead_letter_that_submit_tells_of_is_a_line(capsys: pytest.CaptureFixt
 
 @pytest.mark.kafka
 class TestCommands:
-    @pytest.fixture(autouse=True)
-    def _logging(self) -> Iterator[None]:
-        with logging_kept():
-            yield
-
     @pytest.fixture
     async def settings(self, kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
         settings = await installation(kafka, prefix, monkeypatch)

@@ -1,9 +1,7 @@
 """Progress that can't be read: what a takeover makes of it, and `shunter topics recover`."""
 
-from collections.abc import Iterator
-
 import pytest
-from client_commands import installation, logging_kept, producing, shunter, write
+from client_commands import installation, producing, shunter, write
 from memory_log import MemoryLog
 from notary_cases import CHAIN, roots, router
 from stream_cases import Yard, drain
@@ -91,11 +89,6 @@ async def test_progress_of_a_group_without_an_offset_is_not_guessed_either(
 
 @pytest.mark.kafka
 class TestRecover:
-    @pytest.fixture(autouse=True)
-    def _logging(self) -> Iterator[None]:
-        with logging_kept():
-            yield
-
     async def test_it_writes_progress_that_can_be_read_with_the_head_of_the_chain(
         self, kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
