@@ -220,7 +220,7 @@ function tiles(view) {
     ["Without an answer", whole(lost), `of ${whole(ended.requests)}`],
     ["Held", whole(holds.held), `in ${whole(holds.groups.filter((h) => h.held).length)} groups`],
     ["Spent", `${usd(money.usd_per_hour)} /h`, `${usd(view.money_total.usd)} in all`],
-    ["The same on premium GPUs", `${usd(money.premium_estimate_usd_per_hour)} /h`, compared],
+    ["The same on premium GPUs", money.compared ? `${usd(money.premium_estimate_usd_per_hour)} /h` : "–", compared],
     ["Fallbacks", whole(view.pools.reduce((sum, p) => sum + p.fallbacks, 0)), `${whole(view.pools.reduce((sum, p) => sum + p.total_fallbacks, 0))} in all`],
   ];
   get("tiles").replaceChildren(
