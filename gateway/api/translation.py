@@ -193,7 +193,9 @@ def _check(fields: dict[str, Any]) -> None:
         first = where[0] if where else ""
         param = _PLACES.get(first, ".".join([BODY_FIELD, *where]))[:100] or None
         told = describe(error, InferenceRequest)
-        if first == "completion_window":
+        if kind == "string_pattern_mismatch" and first == "completion_window":
+            told = "deadline: a duration such as 30s, a time in ISO 8601 or epoch seconds is wanted"
+        elif first == "completion_window":
             told = told.replace(first, "deadline", 1)
         raise ApiError(400, code, told, param=param) from error
 
