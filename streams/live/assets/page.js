@@ -129,7 +129,7 @@ const POOLS = [
   ["breaker", "text", circuit],
   ["direct", "", (p) => whole(p.direct)],
   ["batch", "", (p) => whole(p.batch)],
-  ["requests/s", "", (p) => rate(p.per_s)],
+  ["req/s", "", (p) => rate(p.per_s)],
   ["$/h", "", (p) => usd(p.usd_per_hour)],
   ["$ in all", "", (p) => usd(p.total_usd)],
 ];
