@@ -97,20 +97,19 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
     gateway = make_gateway(settings)
     followers = [*gateway.fleet.followers, gateway.claims]
     started: list[TopicFollower] = []
-    following: list[asyncio.Task[None]] = []
     try:
         await gateway.exchange.start()
         for follower in followers:
             await follower.start()
             started.append(follower)
-            following.append(asyncio.create_task(_follow(follower)))
+            gateway.following.append(asyncio.create_task(_follow(follower)))
         async with listening(gateway) as port:
             yield gateway, port
     finally:
         await gateway.finish(FINISH_S_MAX)
-        for task in following:
+        for task in gateway.following:
             task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+        await asyncio.gather(*gateway.following, return_exceptions=True)
         for follower in started:
             await follower.stop()
         await gateway.exchange.stop()
@@ -204,8 +203,11 @@ async def run_gateway(settings: Settings) -> None:
             asyncio.create_task(gateway.exchange.failed()),
             asyncio.create_task(_refresh(gateway)),
         ]
-        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
+        # Those that follow go on meanwhile: requests that are open may wait for what they read.
+        done, _ = await asyncio.wait(
+            [*tasks, *gateway.following], return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in tasks:
             task.cancel()
         for task in done:
             task.result()

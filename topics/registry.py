@@ -263,7 +263,7 @@ class Catalogue:
             Topic(
                 self.claims,
                 1,
-                "id of a key's first request",
+                "digest of tenant, path and key",
                 "what an Idempotency-Key of the gateway stands for",
                 KeyClaim,
                 retention_ms=DAY_MS,

@@ -14,7 +14,7 @@ from gateway.api.responses_input import CHAT, RESPONSES, chat_body
 from gateway.http.errors import ApiError
 from topics import InferenceRequest, duration_s, encode
 from topics.iso_time import time_told
-from topics.records.request import conversation_of
+from topics.records.request import NO_DURATION, conversation_of
 from topics.wire.codec import describe
 
 OPERATIONS = {
@@ -193,7 +193,9 @@ def _check(fields: dict[str, Any]) -> None:
         first = where[0] if where else ""
         param = _PLACES.get(first, ".".join([BODY_FIELD, *where]))[:100] or None
         told = describe(error, InferenceRequest)
-        if first == "completion_window":
+        if kind == NO_DURATION:
+            told = "deadline: a duration such as 30s, a time in ISO 8601 or epoch seconds is wanted"
+        elif first == "completion_window":
             told = told.replace(first, "deadline", 1)
         raise ApiError(400, code, told, param=param) from error
 

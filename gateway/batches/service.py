@@ -10,6 +10,7 @@ from gateway.batches.signs_of_life import BEAT_S
 from gateway.batches.store import BatchFolder, BatchStore
 from gateway.exchange.publisher import UnavailableError
 from gateway.files.threads import in_thread
+from streams.engine.unexpected_errors import log_unexpected
 
 # Batches that one gateway drives at a time; each has a few MB of its lines' places in memory.
 DRIVEN_MAX = 50
@@ -57,6 +58,8 @@ class BatchService:
                 await in_thread(self._store.beat)
             except OSError as error:
                 logger.warning("the other gateways can't be told of this one: %s", error)
+            except Exception as error:  # noqa: BLE001 - the next beat may do better
+                log_unexpected(error, "the other gateways are not told of this one")
 
     async def _look(self) -> None:
         swept_at = float("-inf")
@@ -73,6 +76,8 @@ class BatchService:
                     await in_thread(self._keys.sweep, now)
             except OSError as error:
                 logger.warning("the batches can't be looked through: %s", error)
+            except Exception as error:  # noqa: BLE001 - what one look can't read ends no other
+                log_unexpected(error, "the batches are not looked through")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._look_now.wait()

@@ -8,7 +8,7 @@ from streams.kafka.follower import TopicFollower
 from topics import Catalogue, KeyClaim, Settings, decode
 from topics.bounded_dict import BoundedDict
 
-# Keys of a day; some 400 bytes each. The oldest are forgotten first.
+# Keys of a day; some 500 bytes each. The oldest are forgotten first.
 KEYS_MAX = 200_000
 SEEN_S_MAX = 5.0
 

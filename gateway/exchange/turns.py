@@ -84,14 +84,19 @@ class Places:
         """Give a place back."""
         self.taken -= 1
         self._ends.append(now)
+        # Here too: where nobody is turned away nobody asks how fast places become free.
+        self._forget_ends(now)
 
     def per_s(self, now: float) -> float:
         """Return how many places become free in a second, by the last few; one if none did."""
-        while self._ends and not 0.0 <= now - self._ends[0] <= ENDS_S:
-            self._ends.popleft()
+        self._forget_ends(now)
         if len(self._ends) < 2:
             return 1.0
         return len(self._ends) / max(now - self._ends[0], 0.1)
+
+    def _forget_ends(self, now: float) -> None:
+        while self._ends and not 0.0 <= now - self._ends[0] <= ENDS_S:
+            self._ends.popleft()
 
     def _withdraw(self, name: bytes, at: float) -> None:
         del self._line[bisect_left(self._line, (at, name))]

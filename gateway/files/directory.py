@@ -1,6 +1,7 @@
 """Files in a directory: a folder for each tenant, in it contents and their records."""
 
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Collection
@@ -9,10 +10,12 @@ from typing import BinaryIO
 
 from gateway.exchange.request_ids import tenant_tag
 from gateway.files.store import FileRecord, Upload, is_file_id
-from topics import decode, durable_files, encode
+from topics import BadRecordError, decode, durable_files, encode
 
 # An upload that nobody has written to for so long has no gateway any more.
 UPLOAD_S_MAX = 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 class UploadedFile:
@@ -108,7 +111,11 @@ class DirectoryFiles:
                     durable_files.remove(path)
         for path in self._files.glob("*/file-*.json"):
             with contextlib.suppress(FileNotFoundError):
-                record = decode(FileRecord, path.read_bytes())
+                try:
+                    record = decode(FileRecord, path.read_bytes())
+                except BadRecordError as error:
+                    logger.warning("%s is passed over: %s", path, error)
+                    continue
                 if record.expires_at is not None and record.expires_at <= now:
                     self.delete(record.tenant, record.id)
 

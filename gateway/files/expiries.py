@@ -1,14 +1,17 @@
 """Objects that are to be deleted at a time: an index by the hour, so that no object is asked."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from topics import decode, encode
+from topics import BadRecordError, decode, encode
 from topics.objects import Objects
 
 HOUR_S = 3600
 _FOLDER = "expiring"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,11 @@ class Expiries:
         value = self._objects.read(place)
         if value is None:
             return
-        due = decode(_Due, value)
+        try:
+            due = decode(_Due, value)
+        except BadRecordError as error:
+            logger.warning("%s is passed over: %s", place, error)
+            return
         if due.at > now:
             return
         if due.unless is None or self._objects.read(due.unless) is None:

@@ -153,12 +153,13 @@ def _read(path: Path) -> list[tuple[bytes, ApiKey]]:
     try:
         text = path.read_text(encoding="utf-8")
         parsed = _File.model_validate(yaml.safe_load(text))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise KeysError(f"SHUNTER_GATEWAY_KEYS={path} can't be read: {error}") from error
     except ValidationError as error:
         raise KeysError(
             f"{path}: {describe(error)}; it holds `keys: [{{tenant: acme, sha256: HEX}}]`"
         ) from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # A ValueError is of text that is no UTF-8, or no date though it looks like one.
+        raise KeysError(f"SHUNTER_GATEWAY_KEYS={path} can't be read: {error}") from error
     return [(bytes.fromhex(key.sha256), key) for key in parsed.keys]
 
 

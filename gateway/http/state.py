@@ -41,6 +41,8 @@ class Gateway:
     places: Places = field(init=False)
     """Who of those that ask a model may have its request run."""
     is_stopping: bool = False
+    following: list[asyncio.Task[None]] = field(default_factory=list)
+    """What keeps fleet, policy and claims up to date; a task of these ends by an error alone."""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:

@@ -123,8 +123,8 @@ def validate_mapping(mapping: Mapping[str, Any], file: str, model: type[M]) -> M
     try:
         return model.model_validate(mapping)
     except ValidationError as error:
-        details = error.errors(include_url=False)[:PROBLEMS_MAX]
-        problems = [_problem(each, file, mapping, model) for each in details]
+        details = [e for e in error.errors(include_url=False) if not _is_consequence(e)]
+        problems = [_problem(each, file, mapping, model) for each in details[:PROBLEMS_MAX]]
         # Not `from error`: pydantic's own message prints values, secrets among them.
         raise DeclarationError(problems) from None
 
@@ -192,6 +192,14 @@ def _problem(
     nothing = details["type"] in {"missing", "union_tag_not_found"} or details["input"] is None
     value = "" if nothing else _shown(details["input"], str(path[-1]) if path else "")
     return Problem(file, field, value, _message(details, path, model))
+
+
+def _is_consequence(details: ErrorDetails) -> bool:
+    """Return whether a list is too short for what is wrong within it, which is told by itself."""
+    if details["type"] != "too_short":
+        return False
+    least: int = details["ctx"]["min_length"]
+    return len(details["input"]) >= least
 
 
 def _path_in(mapping: Mapping[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:

@@ -2,14 +2,16 @@
 
 import asyncio
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from shunter.audit.files import write_keys
+from shunter.audit.keyring import Keyring
 from shunter.client.kafka import note, run
 from shunter.command_tree import CommandTree
 from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
@@ -21,6 +23,7 @@ from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
 from topics.iso_time import iso_time
+from topics.signing.signed_root import PublishedKey
 
 evidence = CommandTree(
     add_completion=False,
@@ -58,7 +61,20 @@ def keys(
     if as_json:
         typer.echo(orjson.dumps(published).decode())
         return
-    table = Table("key", "writer", "valid from", "until", box=None, pad_edge=False)
+    out.print(keys_table(published, keyring))
+
+
+def keys_table(published: Iterable[PublishedKey], keyring: Keyring) -> Table:
+    """Return whose keys they are, and until when; ids are whole, since other commands take them."""
+    table = Table(
+        Column("key", no_wrap=True),
+        Column("writer", overflow="fold"),
+        Column("valid from", no_wrap=True),
+        "until",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for key in published:
         statement = key.statement
         until = "" if statement.valid_until is None else iso_time(statement.valid_until)
@@ -66,7 +82,7 @@ def keys(
         if revocation is not None:
             until = f"revoked {iso_time(revocation.at)}: {revocation.reason}"
         table.add_row(statement.key, statement.writer, iso_time(statement.valid_from), until)
-    out.print(table)
+    return table
 
 
 @evidence.command()

@@ -137,13 +137,20 @@ def _as_json(line: MenuLine) -> dict[str, object]:
 
 
 def _table(menu: list[MenuLine]) -> Table:
-    table = Table(title="What all requests together cost at most")
+    table = Table(
+        title="What all requests together cost at most",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
     for name in ("", "tier", "by", "US dollars", "chance", "valid until"):
         table.add_column(name, justify="left" if name in ("tier", "by") else "right")
     for number, line in enumerate(menu, start=1):
         when = iso_time(line.deadline)
         if line.within_s is not None:
-            when = f"{line.within_s:,.1f} s after acceptance"
+            when = f"{line.within_s:,.0f} s after acceptance"
         table.add_row(
             str(number),
             line.tier,

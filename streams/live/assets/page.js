@@ -129,7 +129,7 @@ const POOLS = [
   ["breaker", "text", circuit],
   ["direct", "", (p) => whole(p.direct)],
   ["batch", "", (p) => whole(p.batch)],
-  ["requests/s", "", (p) => rate(p.per_s)],
+  ["req/s", "", (p) => rate(p.per_s)],
   ["$/h", "", (p) => usd(p.usd_per_hour)],
   ["$ in all", "", (p) => usd(p.total_usd)],
 ];
@@ -220,7 +220,7 @@ function tiles(view) {
     ["Without an answer", whole(lost), `of ${whole(ended.requests)}`],
     ["Held", whole(holds.held), `in ${whole(holds.groups.filter((h) => h.held).length)} groups`],
     ["Spent", `${usd(money.usd_per_hour)} /h`, `${usd(view.money_total.usd)} in all`],
-    ["The same on premium GPUs", `${usd(money.premium_estimate_usd_per_hour)} /h`, compared],
+    ["The same on premium GPUs", money.compared ? `${usd(money.premium_estimate_usd_per_hour)} /h` : "–", compared],
     ["Fallbacks", whole(view.pools.reduce((sum, p) => sum + p.fallbacks, 0)), `${whole(view.pools.reduce((sum, p) => sum + p.total_fallbacks, 0))} in all`],
   ];
   get("tiles").replaceChildren(

@@ -136,3 +136,21 @@ def test_what_is_due_stays_where_it_has_become_something(tmp_path: Path) -> None
     expiries.sweep(NOW + 1)
     assert objects.read("kept") == b"contents"
     assert objects.read("left") is None
+
+
+def test_what_can_not_be_read_keeps_nothing_else_from_expiring(tmp_path: Path) -> None:
+    files = DirectoryFiles(tmp_path)
+    old = [stored(files, "a", NOW + 1), stored(files, "b", NOW + 1)]
+    for home in (tmp_path / "files").iterdir():
+        (home / f"{new_file_id(NOW - 9)}.json").write_bytes(b"")
+    files.sweep(NOW + 2)
+    assert [files.get(each.tenant, each.id, NOW) for each in old] == [None, None]
+
+
+def test_an_entry_that_can_not_be_read_keeps_nothing_else_in_the_store(tmp_path: Path) -> None:
+    objects, expiries = Objects(f"memory://{tmp_path}"), Expiries(Objects(f"memory://{tmp_path}"))
+    objects.write("expiring/0000001/odd", b"{")
+    objects.write("due", b"x")
+    expiries.note(NOW, ["due"])
+    expiries.sweep(NOW + 1)
+    assert objects.read("due") is None

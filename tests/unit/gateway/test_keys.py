@@ -44,6 +44,21 @@ def test_a_key_is_its_tenants_until_the_file_says_otherwise(tmp_path: Path) -> N
     assert keys.caller("Bearer two").tenant == "acme"
 
 
+@pytest.mark.parametrize(
+    "text", [b"keys: 3", b"keys: [", b"\xff", b"keys: [{tenant: 2026-13-45}]", b"[" * 5000]
+)
+def test_a_file_that_can_not_be_used_leaves_the_keys_as_they_were(
+    text: bytes, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "keys.yaml", acme="one")
+    keys = ApiKeys(path, "127.0.0.1")
+    path.write_bytes(text)
+    assert not keys.refresh()
+    assert keys.caller("Bearer one").tenant == "acme"
+    with pytest.raises(KeysError):
+        ApiKeys(path, "127.0.0.1")
+
+
 def test_a_host_that_others_reach_needs_keys() -> None:
     assert ApiKeys(None, "127.0.0.1").caller("Bearer any").tenant == "default"
     with pytest.raises(KeysError, match="SHUNTER_GATEWAY_KEYS"):

@@ -3,12 +3,13 @@
 import heapq
 import math
 import random
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.exchange.turns import WAIT_S_MAX, Places, WindowTurns
+from gateway.exchange.turns import ENDS_S, WAIT_S_MAX, Places, WindowTurns
 
 TIMES, SECONDS = 3.0, 30.0
 EPOCH_S = 1_790_000_000.0
@@ -147,3 +148,20 @@ def test_a_window_is_promised_as_often_as_the_rate_fills_it() -> None:
     assert turns.wait_s("acme", 141.0, 0.3, 10.0) == 9
     slow = [turns.wait_s("slow", 0.0, 0.1, 10.0) for _ in range(9)]
     assert max(slow) <= WAIT_S_MAX
+
+
+def test_a_gateway_that_is_never_full_remembers_no_more_than_the_last_seconds() -> None:
+    places, per_s = Places(10), 100
+    tracemalloc.start()
+    try:
+        for n in range(int(20 * ENDS_S * per_s)):
+            at = EPOCH_S + n / per_s
+            assert places.take(b"someone", at) == 0.0
+            places.leave(at)
+            if n == int(2 * ENDS_S * per_s):
+                before, _ = tracemalloc.get_traced_memory()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 64 * per_s * ENDS_S
+    assert places.per_s(at) == pytest.approx(per_s, rel=0.01)

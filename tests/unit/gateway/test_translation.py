@@ -129,6 +129,16 @@ def test_an_unfit_header_is_named(name: str, value: str, code: str) -> None:
     assert refused(BODY, {name: value}) == (code, name.lower())
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_a_deadline_that_is_none_tells_what_one_may_be(header: bool) -> None:
+    body = BODY if header else BODY | {"shunter": {"deadline": "soon"}}
+    headers = {"X-Shunter-Deadline": "soon"} if header else {}
+    with pytest.raises(ApiError) as raised:
+        wanted(CHAT, body, headers, "acme", NOW)
+    told = "deadline: a duration such as 30s, a time in ISO 8601 or epoch seconds is wanted"
+    assert raised.value.message == told
+
+
 def test_body_and_header_may_not_differ() -> None:
     body = BODY | {"shunter": {"constraints": {"regions": ["eu"]}}}
     assert refused(body, {"X-Shunter-Regions": "us"}) == (

@@ -135,6 +135,14 @@ def test_refusal_of_a_pool_names_field_and_value(
     assert message in found[0].message
 
 
+def test_a_list_is_not_called_too_short_for_what_is_wrong_within_it() -> None:
+    problems = refusal(changed("max_batch", "max_bach")).problems
+    place = "pools.premium-eu.serves[0]"
+    assert {each.field for each in problems} == {f"{place}.max_batch", f"{place}.max_bach"}
+    empty = refusal(changed(f"- {SERVE}", "[]")).problems
+    assert [each.message for each in empty] == ["must hold at least 1"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "field", "message"),
     [

@@ -1,12 +1,17 @@
 """Quotes of files: questions small enough, and one menu of all answers."""
 
+import io
+
 import orjson
 import pytest
+from rich.console import Console
 from stream_cases import MODEL, request
 
-from shunter.client.quotes import Wish, as_sent, menu_of, questions
+from shunter.client.quotes import MenuLine, Wish, as_sent, menu_of, questions
+from shunter.commands.quote import _table
 from shunter.console import UserError
 from topics import InferenceRequest, QuoteAnswer, QuoteOffer, ResultError
+from topics.iso_time import iso_time
 from topics.records.quote import MEMBERS_MAX, parse_question
 
 
@@ -79,3 +84,13 @@ def test_a_refusal_is_told_by_its_code() -> None:
     refused = QuoteAnswer("q-0", 1.0, error=ResultError("quotes_off", "no secret"))
     with pytest.raises(UserError, match=r"quotes_off.*no secret"):
         menu_of([refused])
+
+
+def test_a_menu_is_whole_in_80_columns() -> None:
+    file = io.StringIO()
+    line = MenuLine("priority", 1.8e9, 86400.0, nano_usd=12_345_678_900, valid_until=1.8e9)
+    Console(file=file, width=80).print(_table([line]))
+    text = file.getvalue()
+    assert "12.345679" in text
+    assert "86,400 s after acceptance" in text
+    assert iso_time(1.8e9) in text

@@ -45,6 +45,8 @@ def test_the_report_has_classes_pools_a_story_and_how_to_go_on(kept):
     assert "…" not in text
     assert ("export SHUNTER_BOOTSTRAP_SERVERS=127.0.0.1:9092" in text) is kept
     assert ("http://127.0.0.1:12345/" in text) is kept
+    verify = f"shunter audit verify --trust {done.figures['trail']['trusted']}"
+    assert (verify in text) is kept
     assert "carries 400 requests/s; 99.6% were expected" in text
     assert "$0.2000; the same on premium GPUs $2.0000 (90% less)" in text
 

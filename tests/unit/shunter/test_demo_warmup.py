@@ -1,6 +1,10 @@
 """The first requests of a demo: one for each lane, which a cold start makes nobody miss."""
 
+import orjson
+from typer.testing import CliRunner
+
 from policies import tag
+from shunter.cli import app
 from shunter.demo.rules import Rules
 from shunter.demo.warmup import warm_ups
 from streams.config.declarations import load_fleet, load_policy
@@ -23,3 +27,11 @@ def test_each_direct_lane_gets_a_request_that_may_go_there_and_has_time():
         assert rules.allows({**each.request, "task": profile.task}, pool, precision)
         assert not profile.batchable
         assert profile.ttft_s is None or profile.ttft_s >= 10
+
+
+def test_each_is_placed_on_its_lane():
+    for each in warm_ups(FLEET, 1):
+        words = ["policy", "explain", "-", "--json"]
+        told = CliRunner().invoke(app, words, input=encode(each.request))
+        decided = orjson.loads(told.output)
+        assert (decided["action"], decided["reason"]) == ("place", "only_candidate"), each.id

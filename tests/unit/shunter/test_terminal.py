@@ -26,17 +26,21 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 from span_cases import span
+from stream_cases import make_key
 from typer.testing import CliRunner
 
+from shunter.audit.keyring import Keyring
 from shunter.cli import app
 from shunter.client.request_lines import Checked
 from shunter.client.submit import SubmitTally
 from shunter.commands import trace as trace_command
+from shunter.commands.evidence import keys_table
 from shunter.commands.submit import _tell_tally
 from shunter.console import PlainConsole
 from shunter.render.spreadsheet import cell
 from streams.logs import set_up_logging
 from topics import Catalogue, ResultError, Settings, encode
+from topics.iso_time import iso_time
 from topics.terminal_text import visible, visible_line
 
 # Clears the screen, sets the title, rings, goes back, turns the text around, begins a line, and
@@ -177,3 +181,11 @@ class TestCommands:
         rows = list(csv.DictReader(io.StringIO(outcome.stdout)))
         assert {row["tenant"] for row in rows} == {f"'{TENANT}"}
         assert any(float(row["cost_usd"]) > 0 for row in rows)
+
+
+def test_keys_are_told_whole_in_80_columns() -> None:
+    file, key = io.StringIO(), make_key(1)
+    published = key.publish("worker/silicon-us/silicon-us-0.example.org", 1.8e9)
+    PlainConsole(file=file, width=80).print(keys_table([published], Keyring()))
+    assert key.id in file.getvalue()
+    assert iso_time(1.8e9) in file.getvalue()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from shunter.cli import app
 from shunter.console import UserError
 from shunter.top.figures import bar, duration, percent, usd
-from shunter.top.screen import screen
+from shunter.top.screen import HEAD_LINES, screen
 from shunter.top.state import SECTIONS, State
 from streams.live import Snapshot
 from topics import PoolStatus, QualityEntry, VariantQuality, encode
@@ -144,14 +144,28 @@ class TestScreen:
         assert told in drawn(State(), 100, 24, replace(SNAPSHOT, **change))[0]
 
     def test_an_empty_system_is_shown_as_that(self) -> None:
-        text = " ".join(drawn(State(), 80, 24, Topics().shown()))
+        text = " ".join(drawn(State(), 120, 24, Topics().shown()))
         assert "HOLDS none" in text
+        assert "$0.0000/h spent, nothing to compare with premium GPUs " in text
         assert "no worker" in text
 
     def test_help_tells_each_key(self) -> None:
         text = " ".join(drawn(pressed("?"), 80, 30))
         for key in ("q ", "p, Space", "/ ", "Tab, 1-4", "s ", "r ", "Enter", "Esc"):
             assert key in text
+
+    def test_help_is_whole_in_80_columns_and_24_lines(self) -> None:
+        lines = drawn(pressed("?"), 80, 24)
+        assert len(lines) <= 24
+        assert not any("…" in line for line in lines[HEAD_LINES:])
+        assert "Any key leads back." in lines[-2]
+
+    def test_money_in_all_is_of_the_requests_that_are_compared(self) -> None:
+        money = replace(
+            SNAPSHOT.money_total, usd=70.5, compared_usd=3.25, premium_estimate_usd=4.75, compared=9
+        )
+        text = " ".join(drawn(State(), 140, 48, replace(SNAPSHOT, money_total=money)))
+        assert "in all $3.25, $4.75 for 9 of" in text
 
 
 class TestKeys:

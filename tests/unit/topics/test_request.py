@@ -399,7 +399,7 @@ def test_escapes_without_duplicates_are_accepted() -> None:
         ({"completion_window": "10m\n"}, "completion_window"),
         ({"completion_window": "1e3s"}, "completion_window"),
         ({"completion_window": "1.s"}, "completion_window"),
-        ({"completion_window": "10w"}, "completion_window"),
+        ({"completion_window": "10w"}, "completion_window: it is no duration such as 90s"),
         ({"completion_window": "٣m"}, "completion_window"),
         ({"completion_window": "\U00011f50m"}, "completion_window"),
         ({"completion_window": "999999999d"}, "completion_window"),

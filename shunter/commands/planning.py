@@ -1,0 +1,226 @@
+"""The search of `shunter plan`: its bound, its fleets, each kind of device alone, its report."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from policies.config.hardware import Kind
+from shunter.backtest.programme import NoBoundError
+from shunter.backtest.suite import Setting
+from shunter.console import UserError, err, out
+from shunter.plan.capacity import Capacity, capacity
+from shunter.plan.judge import Case, Judge
+from shunter.plan.market import Counts, Market, rent
+from shunter.plan.picture import draw
+from shunter.plan.search import FleetSearch, JudgedFleet, NoPlanError, binding, curve
+
+BOUND_SHARE = 0.25
+"""Share of the time that the solver may take."""
+
+Wanted = tuple[float, float]
+"""Attainment of all, and of each class."""
+Found = tuple[Capacity, FleetSearch, JudgedFleet]
+
+
+def find_plan(
+    setting: Setting,
+    market: Market,
+    wanted: Wanted,
+    cases: list[Case],
+    seconds: float,
+    *,
+    beside: bool,
+    plot: Path | None,
+) -> dict[str, Any]:
+    """Return what there is to tell of the cheapest fleet, and draw it if a file is named.
+
+    Args:
+        setting: the trace, and the pools that may be rented.
+        market: offers and limits.
+        wanted: attainment of all, and of each class.
+        cases: the pools that may be gone together, each.
+        seconds: time for all of it.
+        beside: whether to plan with each kind of device alone, too.
+        plot: PNG to draw.
+
+    Raises:
+        UserError: there is no bound, or no fleet.
+    """
+    kinds = _kinds(setting) if beside else []
+    seconds /= 2 if kinds else 1
+    alone = {
+        kind: _alone(setting, market, wanted, cases, seconds / len(kinds), kind) for kind in kinds
+    }
+    others = [each.counts for each in alone.values() if not isinstance(each, str)]
+    try:
+        found = _found(setting, market, wanted, cases, seconds, others)
+    except (NoBoundError, NoPlanError) as error:
+        raise UserError(str(error)) from error
+    if plot is not None:
+        draw(plot, curve(found[1].seen.values()), found[2], found[0].bound_usd_per_hour)
+    return _report(setting, market, found, alone)
+
+
+def _found(
+    setting: Setting,
+    market: Market,
+    wanted: Wanted,
+    cases: list[Case],
+    seconds: float,
+    others: Sequence[Counts] = (),
+) -> Found:
+    """Return the programme's answer, the search, and its best fleet."""
+    start = capacity(setting, market, cases, BOUND_SHARE * seconds, wanted)
+    err.print(f"bound: ${start.bound_usd_per_hour:.2f} an hour", highlight=False)
+    judge = Judge(setting, market, *wanted)
+    search = FleetSearch(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)
+    return start, search, search.run(start.replicas, others)
+
+
+def _kinds(setting: Setting) -> list[Kind]:
+    """Return the kinds of device that serve each model of the trace."""
+    fleet, models = setting.fleet, {arrival.model for arrival in setting.arrivals}
+    served: dict[Kind, set[str]] = {}
+    for pool in fleet.pools.values():
+        kind = fleet.devices[pool.device].kind
+        served.setdefault(kind, set()).update(each.model for each in pool.serves)
+    return sorted(kind for kind, known in served.items() if models <= known)
+
+
+def _alone(
+    setting: Setting,
+    market: Market,
+    wanted: Wanted,
+    cases: list[Case],
+    seconds: float,
+    kind: Kind,
+) -> JudgedFleet | str:
+    """Return the best fleet of one kind of device, or why there is none."""
+    fleet = setting.fleet
+    pools = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == kind}
+    only = Setting(
+        setting.arrivals, fleet.model_copy(update={"pools": pools}), setting.policy, setting.reality
+    )
+    kept = {name: known for name, known in market.pools.items() if name in pools}
+    regions = {pool.region for pool in pools.values()}
+    sites = {name: site for name, site in market.sites.items() if name in regions}
+    err.print(f"of {kind} alone:", highlight=False)
+    narrowed = market.model_copy(update={"pools": kept, "sites": sites})
+    inside = [tuple(name for name in case if name in pools) for case in cases]
+    try:
+        return _found(only, narrowed, wanted, [case for case in inside if case], seconds)[2]
+    except (NoBoundError, NoPlanError) as error:
+        return str(error)
+
+
+def _tell(line: str) -> None:
+    err.print(line, highlight=False)
+
+
+def _report(
+    setting: Setting, market: Market, found: Found, alone: dict[Kind, JudgedFleet | str]
+) -> dict[str, Any]:
+    start, search, best = found
+    rents = {name: rent(name, count, setting.fleet, market) for name, count in best.counts.items()}
+    last_s = max(arrival.arrival_s for arrival in setting.arrivals)
+    return {
+        "requests": len(setting.arrivals),
+        "requests_per_s": len(setting.arrivals) / last_s if last_s else math.nan,
+        "usd_per_hour": best.usd_per_hour,
+        "bound_usd_per_hour": start.bound_usd_per_hour,
+        "gap": best.usd_per_hour / start.bound_usd_per_hour - 1
+        if start.bound_usd_per_hour
+        else None,
+        "pools": {
+            name: {
+                "replicas": best.counts[name],
+                "region": setting.fleet.pools[name].region,
+                "device": setting.fleet.pools[name].device,
+                "rented": each.by_offer,
+                "usd_per_hour": each.usd_per_hour,
+            }
+            for name, each in rents.items()
+        },
+        "binds": binding(search, best),
+        "attainment": best.usual.attainment,
+        "attainment_by_task": best.usual.by_task,
+        "worst_case": {
+            "gone": best.worst_case,
+            "attainment": best.worst.attainment,
+            "attainment_by_task": best.worst.by_task,
+        },
+        "busy_usd": best.usual.busy_usd,
+        "unservable": start.unservable,
+        "curve": [
+            {
+                "usd_per_hour": each.usd_per_hour,
+                "attainment": each.usual.attainment,
+                "replicas": each.counts,
+            }
+            for each in curve(search.seen.values())
+        ],
+        "fleets_judged": len(search.seen),
+        "one_kind": {
+            kind: each
+            if isinstance(each, str)
+            else {
+                "usd_per_hour": each.usd_per_hour,
+                "replicas": each.counts,
+                "dearer_by": each.usd_per_hour / best.usd_per_hour - 1,
+            }
+            for kind, each in alone.items()
+        },
+    }
+
+
+def show_plan(report: dict[str, Any]) -> None:
+    """Print the report for people."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("pool", "device", "region"):
+        table.add_column(heading)
+    for heading in ("replicas", "rented as", "$ an hour"):
+        table.add_column(heading, justify="right")
+    for name, pool in report["pools"].items():
+        rented = ", ".join(f"{count} {offer}" for offer, count in pool["rented"].items())
+        table.add_row(
+            *(name, pool["device"], pool["region"], str(pool["replicas"]), rented),
+            f"{pool['usd_per_hour']:.2f}",
+        )
+    out.print(table)
+    out.print()
+    gap = "" if report["gap"] is None else f", {report['gap']:.0%} above the bound of"
+    bound = f" ${report['bound_usd_per_hour']:.2f}" if gap else ""
+    out.print(
+        f"${report['usd_per_hour']:.2f} an hour{gap}{bound}, for {report['requests_per_s']:.1f}"
+        f" requests/s; {report['fleets_judged']} fleets judged",
+        highlight=False,
+    )
+    classes = ", ".join(f"{t} {share:.1%}" for t, share in report["attainment_by_task"].items())
+    out.print(f"attains {report['attainment']:.2%}: {classes}", highlight=False)
+    if gone := report["worst_case"]["gone"]:
+        share = report["worst_case"]["attainment"]
+        out.print(f"at worst, with {', '.join(gone)} gone, {share:.2%}", highlight=False)
+    for pool, missed in report["binds"].items():
+        objectives = ", ".join(f"{task} its {name}" for task, name in missed.items())
+        out.print(f"with a replica less of {pool}: too many miss, of {objectives}", highlight=False)
+    if report["unservable"]:
+        out.print(f"{report['unservable']} requests no pool could serve in time, whatever its size")
+    for kind, each in report["one_kind"].items():
+        told = (
+            f"none: {each}"
+            if isinstance(each, str)
+            else f"${each['usd_per_hour']:.2f} an hour, {each['dearer_by']:+.0%}"
+        )
+        out.print(f"of {kind} alone: {told}", highlight=False, soft_wrap=True)
+    curve_table = Table(box=None, pad_edge=False, header_style="bold")
+    curve_table.add_column("$ an hour", justify="right")
+    curve_table.add_column("attained", justify="right")
+    curve_table.add_column("fleet")
+    for point in report["curve"]:
+        fleet = ", ".join(f"{count} x {name}" for name, count in point["replicas"].items())
+        curve_table.add_row(f"{point['usd_per_hour']:.2f}", f"{point['attainment']:.1%}", fleet)
+    out.print()
+    out.print(curve_table)
