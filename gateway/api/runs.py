@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from gateway.api.translation import Wanted
-from gateway.exchange.claims import HeldKey
+from gateway.exchange.claims import HeldKey, first_run
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import keyed_id
@@ -23,10 +23,6 @@ KEY_CHARACTERS_MAX = 255
 _RUN_ANEW = frozenset({409, 429, 502, 503})
 # How often it is told that somebody waits, while others would wait for a client to come back.
 STAYING = 3
-# The first run of a key that no claim tells of is numbered by the hour, with so many numbers for
-# those after it. What was asked with the key before has another id then: routers may know that
-# yet, and a request under it would be a duplicate, which has no result.
-HOUR_S, RUNS_AN_HOUR = 3600, 1000
 _LEFT = "its client has left"
 # How long, and how often, it is tried to cancel a request while Kafka does not answer.
 CANCEL_S_MAX, CANCEL_AGAIN_S = 300.0, 0.5
@@ -91,7 +87,7 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
         UnavailableError: Kafka does not answer.
     """
     held, token = gateway.claims.find(key.name), secrets.token_hex(8)
-    run = _first_run(gateway.clock.now()) if held is None else held.claim.run
+    run = first_run(gateway.clock.now()) if held is None else held.claim.run
     if held is None:
         await _claim(gateway, key, wanted, run, token)
     while True:
@@ -112,10 +108,6 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
             return Run(request_id, key, is_joined=True, result=result)
         run += 1
         await _claim(gateway, key, wanted, run, token)
-
-
-def _first_run(now: float) -> int:
-    return int(now // HOUR_S) * RUNS_AN_HOUR
 
 
 def _may_do_better(result: Result) -> bool:

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.api import runs
-from gateway.api.runs import Key, Run, followed, give_up, run_of
-from gateway.exchange.claims import HeldKey
+from gateway.api.runs import Key, Run, followed, give_up
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from streams.engine.clock import SystemClock
-from topics import KeyClaim, decode
 
 
 async def test_it_is_cancelled_as_soon_as_kafka_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,46 +75,3 @@ async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: K
     for work in begun:
         await work
     assert cancelled == ([] if key else ["req_1"])
-
-
-class Claims:
-    """The claims of one key, which a day's retention may take away."""
-
-    def __init__(self) -> None:
-        self.held: HeldKey | None = None
-
-    def find(self, _name: str) -> HeldKey | None:
-        return self.held
-
-    async def seen(self, _name: str, _run: int) -> HeldKey:
-        assert self.held is not None
-        return self.held
-
-    async def send(self, _topic: str, _name: str, value: bytes) -> None:
-        claim = decode(KeyClaim, value)
-        if self.held is None or claim.run > self.held.claim.run:
-            self.held = HeldKey(claim, claim.at)
-
-
-async def test_a_key_whose_claims_are_gone_is_run_under_another_id() -> None:
-    """Under the old one it would be a duplicate, to which nothing is answered."""
-    claims, now = Claims(), 1.8e9
-
-    async def no_result(*_: Any, **__: Any) -> None:
-        return None
-
-    catalogue = SimpleNamespace(claims="claims")
-    exchange = SimpleNamespace(catalogue=catalogue, send=claims.send, result=no_result)
-    clock = SimpleNamespace(now=lambda: now)
-    gateway: Any = SimpleNamespace(claims=claims, exchange=exchange, clock=clock)
-    key, wanted = Key("acme", "/", "k"), SimpleNamespace(digest="d")
-    first = await run_of(gateway, key, wanted)
-    now += 86_000
-    again = await run_of(gateway, key, wanted)
-    assert (first.is_joined, again.is_joined) == (False, True)
-    assert first.request_id == again.request_id
-    now += 4000
-    claims.held = None
-    anew = await run_of(gateway, key, wanted)
-    assert not anew.is_joined
-    assert anew.request_id != first.request_id
