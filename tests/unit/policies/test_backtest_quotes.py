@@ -78,6 +78,15 @@ def test_a_class_with_few_quotes_has_no_errors_of_its_own() -> None:
     assert found["any"].direct[-1][0] == 0.98
 
 
+@pytest.mark.parametrize(("count", "tells"), [(200, True), (199, False)])
+def test_a_class_has_errors_of_its_own_once_it_can_tell_the_rarest(count: int, tells: bool) -> None:
+    outcomes = [outcome(str(n), START + 2.0 + n) for n in range(count)]
+    quotes = {o.profile.id: taken(START + 1e6) for o in outcomes}
+    found = measured_errors(outcomes, quotes, {})
+    assert ("chat" in found) == tells
+    assert found["any"].direct[-1][0] == 0.995
+
+
 def test_what_was_promised_a_chance_tells_its_error_and_the_others_stand_between() -> None:
     names = [str(n) for n in range(400)]
     # What was promised 99 % has more time, and takes twice as long.
