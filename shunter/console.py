@@ -132,6 +132,26 @@ def named(file: Path) -> str:
     return "standard input" if is_standard_input(file) else str(file)
 
 
+def check_writable(*files: Path | None) -> None:
+    """Check before the work that files which the user named can be written after it.
+
+    Raises:
+        UserError: one can't.
+    """
+    for file in files:
+        # To open a pipe and to close it would end it.
+        if file is None or (file.exists() and not (file.is_file() or file.is_dir())):
+            continue
+        is_new = not file.exists()
+        try:
+            with file.open("ab"):
+                pass
+            if is_new:
+                file.unlink()
+        except OSError as error:
+            raise UserError(f"{file}: can't be written: {error.strerror}") from error
+
+
 def complain(message: str) -> None:
     """Print an error for people."""
     err.print("error: ", end="", style="bold red", highlight=False)

@@ -9,6 +9,7 @@ from typing import Never
 # Servers run until they are stopped, so that a stop is not a failure.
 SERVING = frozenset({"router", "worker", "gateway", "ledger"})
 TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -25,8 +26,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end_well)
     elif os.getpid() == 1:
         signal.signal(signal.SIGTERM, _end_as_terminated)
-    from shunter.cli import main as run  # noqa: PLC0415  takes most of a start
-
+    try:
+        from shunter.cli import main as run  # noqa: PLC0415  takes most of a start
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     run()
 
 

@@ -12,10 +12,9 @@ from policies.backtest.route import Shunter
 from policies.backtest.workload import Tagger
 from policies.config.options import Options
 from policies.config.policy import Policy
-from policies.config.quotes import PromiseErrors
+from policies.config.quotes import ANY_CLASS, PromiseErrors
 from policies.placement.decide import Decision
 from policies.placement.quoting import bound_to, menu, price_nano
-from policies.scoring.promises import ANY_CLASS
 from topics import Profile
 from topics.records.frozen import dataclass
 from topics.records.money import NANO

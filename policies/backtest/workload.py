@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from policies.config.fleet import Fleet
@@ -15,6 +14,8 @@ from topics.records.request import Hints
 
 URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
 TOKENS_MAX = 10_000_000
+ARRIVAL_S_MAX = 366 * 86_400
+"""A year: later ones are epoch seconds, up to which a replay would run for days."""
 
 Tagger = Callable[[str, Lengths], Profile]
 """Returns the request of an id as the router tags it, given the reply lengths seen until then."""
@@ -105,8 +106,11 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
         if isinstance(error, TraceError):
             raise
         arrival_s = -1.0
-    if not (isfinite(arrival_s) and arrival_s >= 0):
-        raise TraceError(f"{file}: row {number}: arrival_s must be seconds from the trace's start")
+    if not 0 <= arrival_s <= ARRIVAL_S_MAX:
+        raise TraceError(
+            f"{file}: row {number}: arrival_s is {text('arrival_s')[:40]!r}: give seconds from the"
+            f" trace's start, from 0 to {ARRIVAL_S_MAX:,}"
+        )
     return Arrival(
         row=number,
         arrival_s=arrival_s,

@@ -11,6 +11,8 @@ from policies.config.fleet import Fleet
 from policies.config.hardware import BYTES_PER_WEIGHT
 from policies.config.options import Option, Options
 from policies.config.policy import DataClass, Policy
+from policies.config.quotes import ANY_CLASS
+from policies.config.schema import did_you_mean
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 # Prompt of the request that a class is tried with: short, so that a warning is a certain one.
@@ -33,6 +35,7 @@ def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
         *_lone_pools(used),
         *_dark_pools(used),
         *_missing_references(used, policy),
+        *_unused_errors(policy),
     ]
 
 
@@ -122,6 +125,13 @@ def _missing_references(options: Options, policy: Policy) -> Iterator[str]:
             continue
         where = watch.reference_pool or "any pool"
         yield f"class {name}: its watch has the reference {watch.reference}, not served by {where}"
+
+
+def _unused_errors(policy: Policy) -> Iterator[str]:
+    known = (*policy.classes, ANY_CLASS)
+    for name in policy.quotes.errors:
+        if name not in known:
+            yield f"quotes.errors: no class is called {name}; {did_you_mean(name, known)}"
 
 
 def _allows(workload: WorkloadClass, option: Option) -> bool:

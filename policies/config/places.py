@@ -133,6 +133,9 @@ def _price_problems(fleet: _Places, name: str) -> Iterator[Found]:
     if usd_per_kwh is not None and device.power_w is None:
         message = f"{pool.device} declares no power_w, so its energy has no price (usd_per_kwh)"
         yield (*path, "device"), pool.device, message
+    if tariff in fleet.series and not _least(fleet, tariff) + _least(fleet, usd_per_kwh):
+        message = "has a value of 0: must be above 0 at all times, energy is told in times of it"
+        yield (*path, "tariff"), tariff, message
     moves = (tariff, usd_per_kwh, of_place(fleet, pool, "gco2_per_kwh"))
     usd_per_hour = device.usd_per_hour if pool.usd_per_hour is None else pool.usd_per_hour
     if moves != (None, None, None) and not usd_per_hour:
@@ -141,3 +144,10 @@ def _price_problems(fleet: _Places, name: str) -> Iterator[Found]:
             " are told in times of it"
         )
         yield (*path, "usd_per_hour"), usd_per_hour, message
+
+
+def _least(fleet: _Places, price: str | float | None) -> float:
+    """Return the least value of a price that may be a series; 0 of none."""
+    if isinstance(price, str):
+        return fleet.series[price].least if price in fleet.series else 0.0
+    return price or 0.0

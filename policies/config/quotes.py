@@ -7,6 +7,9 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from policies.config.schema import Declaration
 
+ANY_CLASS = "any"
+"""The name under which errors of classes stand that have none of their own."""
+
 Points = tuple[tuple[float, float], ...]
 
 

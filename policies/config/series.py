@@ -84,6 +84,12 @@ class Series(ExtendedDeclaration):
         return bool(self.windows) or len(self.steps) > 1
 
     @property
+    def least(self) -> float:
+        """The least of its values."""
+        found = [each for _, each in self.steps] + [hours.value for hours in self.windows]
+        return min(found if self.value is None else [*found, self.value])
+
+    @property
     def curve(self) -> Curve:
         """The same to be asked for values."""
         if self.value is None:

@@ -12,11 +12,10 @@ from math import erf, exp, inf, log, sqrt
 from statistics import NormalDist
 
 from policies.config.policy import Policy
-from policies.config.quotes import Points
+from policies.config.quotes import ANY_CLASS, Points
 from policies.scoring.estimate import Figures, Visit, chances, spread_of
 from topics import Profile
 
-ANY_CLASS = "any"
 _FINISH = 3
 _NORMAL = NormalDist()
 

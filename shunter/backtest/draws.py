@@ -83,8 +83,8 @@ def summary(found: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """Return 10 %, median and 90 %."""
+    """Return 10 %, median and 90 %; nothing of no values."""
     if len(values) < 2:
-        return [values[0]] * 3
+        return [*values] * 3
     tenths = quantiles(values, n=10, method="inclusive")
     return [tenths[0], tenths[4], tenths[8]]

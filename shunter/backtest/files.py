@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TextIO, cast
 
+from policies import Fleet, Policy
 from policies.backtest.outcome import ReplayOutcome
-from policies.backtest.workload import Arrival, TraceError, parse_arrivals
+from policies.backtest.workload import Arrival, TraceError, parse_arrivals, profiles_of
 from shunter.console import UserError, named, read_input
 from shunter.render.spreadsheet import cell
 
@@ -43,7 +44,7 @@ def read_trace(path: Path | None) -> list[Arrival]:
     Raises:
         UserError: naming the file, and the row and column where there is one.
     """
-    name = named(path) if path else f"packaged {PACKAGED}"
+    name = _named(path)
     try:
         with _open(path) as text:
             rows: Iterator[Mapping[str, str | None]] = csv.DictReader(text)
@@ -55,6 +56,26 @@ def read_trace(path: Path | None) -> list[Arrival]:
     if len(arrivals) > ROWS_MAX:
         raise UserError(f"{name}: more than {ROWS_MAX:,} rows; split the file")
     return arrivals
+
+
+def read_known(path: Path | None, fleet: Fleet, policy: Policy) -> list[Arrival]:
+    """Return the requests of a file, which all are of classes that the policy has.
+
+    Raises:
+        UserError: as of `read_trace`, and naming the first row that the policy rejects.
+    """
+    arrivals, kinds = read_trace(path), dict[tuple[str, str, str], Arrival]()
+    for each in arrivals:
+        kinds.setdefault((each.task, each.model, each.tenant), each)
+    try:
+        profiles_of(kinds.values(), fleet, policy)
+    except TraceError as error:
+        raise UserError(f"{_named(path)}: {error}") from error
+    return arrivals
+
+
+def _named(path: Path | None) -> str:
+    return named(path) if path else f"packaged {PACKAGED}"
 
 
 @contextmanager

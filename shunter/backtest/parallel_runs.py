@@ -3,12 +3,17 @@
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 from shunter.backtest.suite import PlannedRun, Scored, ScoredRun
+
+Given = TypeVar("Given")
 
 # Set in a process that makes runs for another.
 _plans: Sequence[PlannedRun] = ()
@@ -37,17 +42,47 @@ def scored_beside(plans: Sequence[PlannedRun], ours: int) -> Iterator[tuple[Scor
     if not beside or not _can_fork():
         yield from whole_runs(plans)
         return
-    calm_garbage_collector()
-    with ProcessPoolExecutor(
-        min(_cores(), beside),
-        multiprocessing.get_context("fork"),
-        initializer=_adopt,
-        initargs=(plans,),
-    ) as processes:
+    with forked(min(_cores(), beside), _adopt, plans) as processes:
         found = [processes.submit(_run, number) for number in range(ours, len(plans))]
         yield from whole_runs(plans[:ours])
         for each in found:
             yield each.result()
+
+
+@contextmanager
+def forked(
+    count: int, adopt: Callable[[Given], object], given: Given
+) -> Iterator[ProcessPoolExecutor]:
+    """Give so many processes, each of which has adopted what is given without a copy.
+
+    Ctrl-C, which a terminal sends to each of them, ends them without a word: else each tells where
+    it was, and goes on with the next piece of work. It waits until all are there, as one that came
+    while a process is forked is lost in it.
+    """
+    calm_garbage_collector()
+    with ProcessPoolExecutor(
+        count,
+        multiprocessing.get_context("fork"),
+        initializer=_begin,
+        initargs=(adopt, given),
+    ) as processes:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            # With the first piece of work all are forked.
+            processes.submit(int)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            yield processes
+        except BaseException:
+            processes.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin(adopt: Callable[[Given], object], given: Given) -> None:
+    adopt(given)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def calm_garbage_collector() -> None:

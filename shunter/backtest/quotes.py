@@ -14,6 +14,7 @@ from policies.backtest.quote_outcomes import QuotingShunter, Taken, measured_err
 from policies.backtest.workload import tagger
 from policies.config.quotes import PromiseErrors
 from shunter.backtest.suite import ScoredRun, Setting, run_one
+from shunter.console import UserError
 
 NAME = "shunter_quoted"
 CALIBRATION_ROUNDS = 6
@@ -76,7 +77,11 @@ def with_errors(policy: Policy, errors: dict[str, PromiseErrors]) -> Policy:
 
 
 def write_errors(path: Path, policy: Policy) -> None:
-    """Write a policy's errors as the YAML that stands under its ``quotes``."""
+    """Write a policy's errors as the YAML that stands under its ``quotes``.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     errors = {
         task: {
             name: [list(point) for point in points]
@@ -86,7 +91,10 @@ def write_errors(path: Path, policy: Policy) -> None:
         for task, each in policy.quotes.errors.items()
     }
     text = yaml.safe_dump({"errors": errors}, sort_keys=False, default_flow_style=None, width=100)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def _told(run: ScoredRun, scores: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _table(first: str, *numbers: str) -> Table:
 def _money(scored: Sequence[Scored]) -> Table:
     table = _table("policy", "US\ndollars", "per\nMtok", "SLO\nattained", "missed\ndeadline",
                    "\nrejected", "viola-\ntions")  # fmt: skip
-    table.add_column("\nworst class")
+    table.add_column("\nworst class", overflow="fold")
     for each in scored:
         found = each.scores
         worst = min(found["slo_by_task"].items(), key=lambda pair: pair[1])

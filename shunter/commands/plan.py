@@ -9,7 +9,7 @@ import typer
 from policies import DeclarationError, Fleet
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import compress
-from shunter.backtest.files import read_trace
+from shunter.backtest.files import read_known
 from shunter.backtest.suite import Setting
 from shunter.console import (
     AsJson,
@@ -21,6 +21,7 @@ from shunter.console import (
     settings_from,
 )
 from shunter.plan.market import Market, parse_market
+from shunter.render.figure import check_figure
 from streams.config.declarations import load_fleet, load_policy
 
 
@@ -77,13 +78,15 @@ def plan(
         raise UserError(told) from error
     settings = settings_from(fleet=fleet, policy=policy)
     declared = _as_it_is(load_fleet(settings.fleet))
-    arrivals = compress(read_trace(trace), rate)
-    setting = Setting(arrivals, declared, load_policy(settings.policy), Reality())
+    offered, cases = _market(market, declared), _cases(declared, without)
+    check_figure(plot)
+    live = load_policy(settings.policy)
+    arrivals = compress(read_known(trace, declared, live), rate)
     report = find_plan(
-        setting,
-        _market(market, declared),
+        Setting(arrivals, declared, live, Reality()),
+        offered,
         (attainment, by_class),
-        _cases(declared, without),
+        cases,
         60 * minutes,
         beside=beside,
         plot=plot,
@@ -98,8 +101,16 @@ def _as_it_is(fleet: Fleet) -> Fleet:
     """Return a fleet whose pools take the time that their devices take.
 
     Raises:
-        UserError: a pool is simulated faster or slower, while its rent is that of its devices.
+        UserError: a pool is simulated faster or slower, while its rent is that of its devices, or
+            prices move, while a rent stands.
     """
+    moving = [f"pools.{name}.tariff" for name, pool in fleet.pools.items() if pool.tariff]
+    moving += [f"series.{name}" for name, series in fleet.series.items() if series.moves]
+    if moving:
+        raise UserError(
+            f"the fleet's prices move, {', '.join(moving)}: a plan rents at prices that stand;"
+            " leave that out, and say what is paid in --market"
+        )
     scaled = [
         f"{name} of {scale:g}"
         for name, pool in fleet.pools.items()

@@ -1,6 +1,5 @@
 """The search of `shunter plan`: its bound, its fleets, each kind of device alone, its report."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from policies.config.hardware import Kind
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting
 from shunter.console import UserError, err, out
-from shunter.plan.capacity import Capacity, capacity
+from shunter.plan.capacity import Capacity, capacity, servable_without
 from shunter.plan.judge import Case, Judge
 from shunter.plan.market import Counts, Market, rent
 from shunter.plan.picture import draw
@@ -49,6 +48,8 @@ def find_plan(
     Raises:
         UserError: there is no bound, or no fleet.
     """
+    if not servable_without(setting, ()):
+        raise UserError("the fleet has no pool that may serve a request of the trace")
     kinds = _kinds(setting) if beside else []
     seconds /= 2 if kinds else 1
     alone = {
@@ -128,8 +129,9 @@ def _report(
     last_s = max(arrival.arrival_s for arrival in setting.arrivals)
     return {
         "requests": len(setting.arrivals),
-        "requests_per_s": len(setting.arrivals) / last_s if last_s else math.nan,
+        "requests_per_s": len(setting.arrivals) / last_s if last_s else None,
         "usd_per_hour": best.usd_per_hour,
+        "tokens_usd_per_hour": best.usual.tokens_usd_per_hour,
         "bound_usd_per_hour": start.bound_usd_per_hour,
         "gap": best.usd_per_hour / start.bound_usd_per_hour - 1
         if start.bound_usd_per_hour
@@ -163,13 +165,16 @@ def _report(
             for each in curve(search.seen.values())
         ],
         "fleets_judged": len(search.seen),
+        "is_cut_short": search.is_cut_short,
         "one_kind": {
             kind: each
             if isinstance(each, str)
             else {
                 "usd_per_hour": each.usd_per_hour,
                 "replicas": each.counts,
-                "dearer_by": each.usd_per_hour / best.usd_per_hour - 1,
+                "dearer_by": each.usd_per_hour / best.usd_per_hour - 1
+                if best.usd_per_hour
+                else None,
             }
             for kind, each in alone.items()
         },
@@ -191,13 +196,7 @@ def show_plan(report: dict[str, Any]) -> None:
         )
     out.print(table)
     out.print()
-    gap = "" if report["gap"] is None else f", {report['gap']:.0%} above the bound of"
-    bound = f" ${report['bound_usd_per_hour']:.2f}" if gap else ""
-    out.print(
-        f"${report['usd_per_hour']:.2f} an hour{gap}{bound}, for {report['requests_per_s']:.1f}"
-        f" requests/s; {report['fleets_judged']} fleets judged",
-        highlight=False,
-    )
+    _show_price(report)
     classes = ", ".join(f"{t} {share:.1%}" for t, share in report["attainment_by_task"].items())
     out.print(f"attains {report['attainment']:.2%}: {classes}", highlight=False)
     if gone := report["worst_case"]["gone"]:
@@ -212,7 +211,7 @@ def show_plan(report: dict[str, Any]) -> None:
         told = (
             f"none: {each}"
             if isinstance(each, str)
-            else f"${each['usd_per_hour']:.2f} an hour, {each['dearer_by']:+.0%}"
+            else f"${each['usd_per_hour']:.2f} an hour{_dearer(each['dearer_by'])}"
         )
         out.print(f"of {kind} alone: {told}", highlight=False, soft_wrap=True)
     curve_table = Table(box=None, pad_edge=False, header_style="bold")
@@ -224,3 +223,28 @@ def show_plan(report: dict[str, Any]) -> None:
         curve_table.add_row(f"{point['usd_per_hour']:.2f}", f"{point['attainment']:.1%}", fleet)
     out.print()
     out.print(curve_table)
+
+
+def _show_price(report: dict[str, Any]) -> None:
+    if report["tokens_usd_per_hour"]:
+        out.print(f"for tokens ${report['tokens_usd_per_hour']:.2f} an hour", highlight=False)
+    gap = "" if report["gap"] is None else f", {report['gap']:.0%} above the bound of"
+    bound = f" ${report['bound_usd_per_hour']:.2f}" if gap else ""
+    out.print(
+        f"${report['usd_per_hour']:.2f} an hour{gap}{bound}, for {_rate(report)};"
+        f" {report['fleets_judged']} fleets judged",
+        highlight=False,
+    )
+    if report["is_cut_short"]:
+        out.print("the time was over before the search: more --minutes may find less")
+
+
+def _rate(report: dict[str, Any]) -> str:
+    per_s = report["requests_per_s"]
+    if per_s is None:
+        return f"{report['requests']:,} requests at once"
+    return f"{per_s:.1f} requests/s" if per_s >= 1 else f"{per_s:.2g} requests/s"
+
+
+def _dearer(share: float | None) -> str:
+    return "" if share is None else f", {share:+.0%}"

@@ -1,6 +1,7 @@
 """`shunter policy backtest`: a trace through the policy and a modelled fleet, in virtual time."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from policies.backtest.workload import Arrival, compress, repeat, taggable
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.differences import COLUMNS, differences, rows
 from shunter.backtest.draws import draws, summary
-from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
+from shunter.backtest.files import ROWS_MAX, read_known, write_assignments, write_rows
 from shunter.backtest.parallel_runs import scored_beside
 from shunter.backtest.plot import draw
 from shunter.backtest.quotes import (
@@ -38,12 +39,14 @@ from shunter.console import (
     PolicyFile,
     Prefix,
     UserError,
+    check_writable,
     err,
     named,
     out,
     read_declared,
     settings_from,
 )
+from shunter.render.figure import check_figure
 from streams.config.declarations import load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
 from streams.kafka.log import KafkaLog
@@ -164,10 +167,15 @@ def backtest(
     )
     declared, live = _from(load_fleet(settings.fleet), starts_at), load_policy(settings.policy)
     _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
-    arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
+    _check_alone(quotes, compare=compare, assignments=assignments, plot=plot, draws=draw_count)
+    check_writable(differing, assignments, quote_errors)
+    check_figure(plot)
     second = load_policy(compare) if compare else None
-    arrivals = _within(arrivals, declared, second)
-    arrivals = compress(_repeated(arrivals, times), rate)
+    if topic:
+        arrivals = _of_topic(settings, declared, live, start, end)
+    else:
+        arrivals = read_known(trace, declared, live)
+    arrivals = compress(_repeated(_within(arrivals, declared, second), times), rate)
     scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
     setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
     _check_pools(setting, reality)
@@ -190,14 +198,21 @@ def backtest(
         "calibration": calibration_of(own[0].outcomes),
         "assumed_pools": assumed_pools(setting.fleet),
     }
-    if draw_count:
-        report["draws"] = {"count": draw_count, "of": summary(list(draws(setting, draw_count)))}
-    if compare is not None:
-        report["differences"] = differences(own[0], own[1])
+    report |= _besides(setting, own, draw_count)
     if as_json:
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
+
+
+def _besides(setting: Setting, own: Sequence[ReplayRun], draw_count: int) -> dict[str, Any]:
+    """Return what the report has besides, where it was asked for."""
+    found: dict[str, Any] = {}
+    if draw_count:
+        found["draws"] = {"count": draw_count, "of": summary(list(draws(setting, draw_count)))}
+    if len(own) > 1:
+        found["differences"] = differences(own[0], own[1])
+    return found
 
 
 def _from(fleet: Fleet, starts_at: str | None) -> Fleet:
@@ -227,6 +242,13 @@ def _check(
         raise UserError("--quote-errors is of --quotes; add it")
     if differing is not None and compare is None:
         raise UserError("--differences is of --compare; add it")
+
+
+def _check_alone(quotes: float | None, **others: Path | int | None) -> None:
+    """Raise UserError where options are given that ``--quotes`` has no part in."""
+    given = [f"--{name}" for name, value in others.items() if value]
+    if quotes is not None and given:
+        raise UserError(f"--quotes tells of quotes alone: leave out {', '.join(given)}")
 
 
 def _check_pools(setting: Setting, reality: Path | None) -> None:

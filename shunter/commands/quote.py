@@ -17,6 +17,7 @@ from shunter.console import (
     Bootstrap,
     Prefix,
     UserError,
+    check_writable,
     named,
     out,
     read_input,
@@ -69,6 +70,7 @@ def quote(
     """
     if (take is None) != (output is None):
         raise UserError("--take and --output go together: the line, and where to write what it is")
+    check_writable(output)
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     requests = _requests(file, settings.request_bytes_max)
     asked = dict(questions(requests, _wish(by or [], tiers or []), f"quote-{token_hex(6)}"))

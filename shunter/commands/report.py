@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from policies import Fleet, Policy
 from shunter.audit.source import open_trail
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.parallel_runs import scored_beside
@@ -22,6 +23,7 @@ from shunter.console import (
     PolicyFile,
     Prefix,
     UserError,
+    check_writable,
     err,
     settings_from,
     wide_out,
@@ -32,7 +34,7 @@ from shunter.savings.report import ReportCommands, savings
 from shunter.savings.table import tables
 from shunter.savings.traffic import EvidenceTraffic
 from streams.config.declarations import load_fleet, load_policy
-from topics import Catalogue, Settings
+from topics import Catalogue
 from topics.iso_time import iso_time
 
 report = CommandTree(
@@ -81,9 +83,11 @@ def savings_command(
     """
     if unknown := [name for name in only or () if name not in TOLD]:
         raise UserError(f"--only {unknown[0]}: give one of {', '.join(TOLD)}")
+    check_writable(output)
     settings = settings_from(
         bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
     )
+    declared = load_fleet(settings.fleet), load_policy(settings.policy)
     span = time_of(start, 0.0), time_of(end, math.inf)
     traffic = EvidenceTraffic(*span)
     open_trail(archive, settings).each("evidence", traffic.add)
@@ -93,7 +97,7 @@ def savings_command(
         _options(("--archive", archive), ("--from", start), ("--to", end)),
         _options(("--fleet", fleet), ("--policy", policy)),
     )
-    found = _savings(settings, traffic, commands, only or (), bound=bound) | {
+    found = _savings(declared, traffic, commands, only or (), bound=bound) | {
         "span": _span(*span),
         "trail": archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}",
     }
@@ -108,22 +112,21 @@ def savings_command(
 
 
 def _savings(
-    settings: Settings,
+    declared: tuple[Fleet, Policy],
     traffic: EvidenceTraffic,
     commands: ReportCommands,
     only: Sequence[str],
     *,
     bound: bool,
 ) -> dict[str, Any]:
-    declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
-    setting = setting_of(traffic, declared, live)
+    setting = setting_of(traffic, *declared)
     return savings(
         traffic,
         len(setting.arrivals),
         _replays(setting, only),
         bound_or_reason(setting) if bound and setting.arrivals else (None, None),
         commands,
-        assumed_pools(declared),
+        assumed_pools(setting.fleet),
     )
 
 

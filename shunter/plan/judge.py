@@ -1,6 +1,5 @@
 """The judge of a plan: the backtest of its policy, on the fleet and on it with parts gone."""
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival, profiles_of
 from policies.config.options import SECONDS_PER_HOUR
 from shunter.backtest.demand import Demand
-from shunter.backtest.parallel_runs import calm_garbage_collector
+from shunter.backtest.parallel_runs import forked
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.plan.capacity import least_usd, may_miss, servable_without
 from shunter.plan.market import Counts, Market, fleet_of, rent
@@ -87,7 +86,9 @@ class Judge:
         asked = self._asked_in(case)
         left = {name: count for name, count in counts.items() if count and name not in case}
         if not left:
-            return FleetVerdict(0.0, {}, len(asked), {}, 0, 0.0)
+            tasks = sorted(set(asked.values()))
+            unanswered = dict.fromkeys(tasks, "deadline")
+            return FleetVerdict(0.0, dict.fromkeys(tasks, 0.0), len(asked), unanswered, 0, 0.0)
         if self._stretch:
             verdict = self._replayed(left, asked, self._stretch)
             if not verdict.is_kept:
@@ -237,11 +238,7 @@ _judge: Judge | None = None
 @contextmanager
 def judging(judge: Judge) -> Iterator[ProcessPoolExecutor]:
     """Give processes, one for each core, that have the trace without a copy."""
-    calm_garbage_collector()
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(
-        os.cpu_count(), context, initializer=_adopt, initargs=(judge,)
-    ) as processes:
+    with forked(os.cpu_count() or 1, _adopt, judge) as processes:
         yield processes
 
 

@@ -83,6 +83,11 @@ class FleetSearch:
             return self._shrunk(processes, min(held, key=_price))
 
     @property
+    def is_cut_short(self) -> bool:
+        """True once the time is over: with more of it the search goes on."""
+        return time.monotonic() > self._ends_at
+
+    @property
     def fleet(self) -> Fleet:
         """The fleet whose pools may be rented."""
         return self.judge.setting.fleet
@@ -131,12 +136,25 @@ class FleetSearch:
                 # Where no single replica mends anything, several of a kind may.
                 step *= 2
                 if step > STEP_MAX:
-                    raise NoPlanError(_missed(here, "more of any pool mends nothing"))
+                    here, step = self._without_one(processes, here), 1
                 continue
             here, step = best, 1
             if missed := _lack(here) % NOT_EVEN_USUALLY:
                 self.told(f"${here.usd_per_hour:.2f} an hour: {missed} requests too many missed")
         return here
+
+    def _without_one(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
+        """Return the best fleet with one pool less: work may gather where it misses.
+
+        Raises:
+            NoPlanError: none is nearer to holding.
+        """
+        fewer = [{n: c for n, c in here.counts.items() if n != name} for name in here.counts]
+        judged = self._judged(processes, [counts for counts in fewer if counts])
+        best = min(judged, key=_lack, default=here)
+        if _lack(best) >= _lack(here):
+            raise NoPlanError(_missed(here, "neither more nor less of any pool mends anything"))
+        return best
 
     def _halved(
         self, processes: ProcessPoolExecutor, counts: Counts, factors: Sequence[float]
@@ -175,7 +193,9 @@ class FleetSearch:
                 ),
                 key=lambda other: usd_per_hour(other, self.fleet, self.market),
             )
-            better = next(self._holding(processes, cheaper), None)
+            # What is paid by tokens is known when a fleet was judged.
+            holding = self._holding(processes, cheaper)
+            better = next((f for f in holding if f.usd_per_hour < here.usd_per_hour - 1e-9), None)
             if better is None:
                 return here
             here = better

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from shunter.console import UserError
+from shunter.console import UserError, check_writable
 
 DOTS_PER_INCH = 120
 
@@ -24,6 +24,20 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
+def check_figure(path: Path | None) -> None:
+    """Check before the work that a picture can be written.
+
+    Raises:
+        UserError: matplotlib is missing, it knows no such format, or the file can't be written.
+    """
+    if path is None:
+        return
+    known = new_figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise UserError(f"{path}: can't be written: {path.suffix} is no picture; try .png")
+    check_writable(path)
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure.
 
@@ -31,6 +45,7 @@ def save_figure(figure: Any, path: Path) -> None:
         UserError: the file can't be written.
     """
     try:
-        figure.savefig(path, dpi=DOTS_PER_INCH)
+        # Without a format a name that has no ending gets one.
+        figure.savefig(path, dpi=DOTS_PER_INCH, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be written: {error}") from error

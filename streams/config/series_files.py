@@ -8,6 +8,7 @@ other time zone data decide alike.
 import csv
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -58,18 +59,36 @@ def _with_steps(
         message = "a fleet that is read from standard input can name no files"
         raise DeclarationError([Problem(file, f"{where}.file", name, message)])
     try:
-        with (folder / name).open(encoding="utf-8", newline="") as lines:
-            steps = [
-                [row["at"], float(row[column])]
-                for _, row in zip(range(STEPS_MAX + 1), csv.DictReader(lines), strict=False)
-            ]
+        # Spreadsheets begin a file with a byte order mark.
+        with (folder / name).open(encoding="utf-8-sig", newline="") as lines:
+            rows = zip(range(STEPS_MAX + 1), csv.DictReader(lines), strict=False)
+            steps = [_step(number, row, column) for number, row in rows]
+        _check_order(steps)
     except KeyError as error:
         message = f"has no column {error.args[0]}"
         raise DeclarationError([Problem(file, f"{where}.file", name, message)]) from error
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         message = f"can't be read: {error}"
         raise DeclarationError([Problem(file, f"{where}.file", name, message)]) from error
     return {k: v for k, v in series.items() if k not in {"file", "column"}} | {"steps": steps}
+
+
+def _step(number: int, row: dict[str, Any], column: str) -> list[float]:
+    """Return time and value of a row of a file; rows count from 0."""
+    at, value = row["at"], row[column]
+    try:
+        return [epoch_s(at or ""), float(value or "")]
+    except ValueError as error:
+        told = f"at is {at!r:.40} and {column} {value!r:.40}: give a time and a number"
+        raise ValueError(f"row {number}: {told}") from error
+
+
+def _check_order(steps: list[list[float]]) -> None:
+    if not steps:
+        raise ValueError("has no rows")
+    for number, (before, after) in enumerate(pairwise(steps), start=1):
+        if after[0] <= before[0]:
+            raise ValueError(f"row {number}: its time is not after that of the row above; sort it")
 
 
 def _with_epochs(series: dict[str, Any], where: str, file: str) -> dict[str, Any]:

@@ -256,3 +256,11 @@ def test_a_limit_of_power_that_leaves_room_for_nothing(
         name, _, limit = expected.partition(": ")
         assert each.startswith(f"pool {name}: ")
         assert limit in each
+
+
+def test_errors_of_a_class_that_there_is_not_are_told() -> None:
+    errors = "quotes: {errors: {any: {}, chat: {}, chta: {direct: [[0.9, 1.0]]}}}\n"
+    found = warnings(policy=parse_policy(packaged("policy.yaml") + errors, "policy.yaml"))
+    assert [each for each in found if "quotes" in each] == [
+        "quotes.errors: no class is called chta; did you mean chat?"
+    ]

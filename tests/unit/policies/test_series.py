@@ -1,6 +1,8 @@
 """Series: values by time as they are declared, and their means, held against sums by hand."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -133,3 +135,66 @@ def test_a_published_fleet_reads_back_with_its_version() -> None:
     again = parse_fleet(fleet.model_dump_json(by_alias=True), "published")
     assert again == fleet
     assert again.version == fleet.version
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no rows"),
+        ("at,value\n", "has no rows"),
+        ("at,price\n0,1\n", "has no column value"),
+        ("at,value\n0,1\n5\n", "row 1: at is '5' and value None: give a time and a number"),
+        ("at,value\n0,\n", "row 0: at is '0' and value ''"),
+        ("at,value\nnoon,1\n", "row 0: at is 'noon' and value '1'"),
+        ("at,value\n0,1\n5,1\n5,2\n", "row 2: its time is not after that of the row above"),
+    ],
+)
+def test_a_file_of_prices_that_cannot_be_read_is_named_with_its_row(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "spot.csv").write_text(text)
+    with pytest.raises(DeclarationError, match=r"f: series\.spot\.file: spot\.csv: ") as refused:
+        completing("f", tmp_path)({"series": {"spot": {"file": "spot.csv"}}})
+    assert told in str(refused.value)
+
+
+def test_a_file_of_prices_may_be_a_spreadsheet_s(tmp_path: Path) -> None:
+    text = "\ufeffat,value\r\n2024-03-01T00:00Z,1\r\n2024-03-01T01:00Z,2.5\r\n"
+    (tmp_path / "spot.csv").write_text(text, newline="")
+    mapping: dict[str, Any] = {"series": {"spot": {"file": "spot.csv"}}}
+    completing("f", tmp_path)(mapping)
+    begin = at("2024-03-01T00:00")
+    assert mapping["series"]["spot"]["steps"] == [[begin, 1.0], [begin + 3600, 2.5]]
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        "{value: 0}",
+        "{value: 2, windows: [{from: '22:00', to: '06:00', value: 0}]}",
+        "{steps: [[0, 3], [9, 0]]}",
+    ],
+)
+def test_a_device_hour_is_never_for_nothing(free: str) -> None:
+    """By its price an offer tells the device time, and so the energy, that it takes."""
+    with_tariff = FLEET.replace("    device: slow\n", "    device: slow\n    tariff: free\n")
+    with pytest.raises(DeclarationError, match=r"tariff: 'free': has a value of 0: must be"):
+        parse_fleet(with_prices(f"series: {{free: {free}}}", with_tariff), "f")
+    assert parse_fleet(with_prices(f"series: {{free: {free}}}"), "f")
+    # What it draws costs something at any time.
+    powered = with_tariff.replace(": {kind:", ": {power_w: 300, kind:")
+    paid = f"series: {{free: {free}}}\nregions: {{eu-west: {{usd_per_kwh: 0.1}}}}"
+    assert parse_fleet(with_prices(paid, powered), "f")
+
+
+@PROPERTY
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=4), st.floats(0, 9))
+def test_the_least_of_a_series_is_its_curve_s(values: list[float], usual: float) -> None:
+    steps = Series(steps=tuple((float(at), value) for at, value in enumerate(values)))
+    assert steps.least == min(map(steps.curve.at, range(len(values))))
+    windows = [
+        {"from": f"0{2 * at}:00", "to": f"0{2 * at + 1}:00", "value": value}
+        for at, value in enumerate(values)
+    ]
+    week = Series.model_validate({"value": usual, "windows": windows})
+    assert week.least == min(week.curve.at(3600.0 * hour) for hour in range(24))

@@ -264,9 +264,13 @@ def test_a_fleet_too_small_for_its_work_has_no_bound_and_all_else_is_told(tmp_pa
         ("task,model\nchat,m\n", "row 0: column arrival_s is missing"),
         (HEADER + ROWS.replace("374", "-1"), "row 0: input_tokens is '-1'"),
         (HEADER + ROWS.replace("374", "99999999999"), "row 0: input_tokens is '99999999999'"),
-        (HEADER + ROWS.replace("0.255", "nan"), "row 1: arrival_s must be"),
+        (HEADER + ROWS.replace("0.255", "nan"), "row 1: arrival_s is 'nan'"),
+        (HEADER + ROWS.replace("4.000", "1700000000"), "row 4: arrival_s is '1700000000'"),
         (HEADER + ROWS.replace("0.300", "0.100"), "row 2: arrival_s 0.1 is before"),
-        (HEADER + ROWS.replace("chat", "gossip"), "row 0: task 'gossip' is not one of"),
+        (
+            HEADER + ROWS.replace("chat", "gossip"),
+            r"trace\.csv: row 0: task 'gossip' is not one of",
+        ),
     ],
 )
 def test_a_bad_trace_is_named_by_row_and_column(tmp_path: Path, text: str, message: str) -> None:

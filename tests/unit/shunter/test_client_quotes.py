@@ -1,12 +1,15 @@
 """Quotes of files: questions small enough, and one menu of all answers."""
 
 import io
+from pathlib import Path
 
 import orjson
 import pytest
 from rich.console import Console
 from stream_cases import MODEL, request
+from typer.testing import CliRunner
 
+from shunter.cli import app
 from shunter.client.quotes import MenuLine, Wish, as_sent, menu_of, questions
 from shunter.commands.quote import _table
 from shunter.console import UserError
@@ -94,3 +97,14 @@ def test_a_menu_is_whole_in_80_columns() -> None:
     assert "12.345679" in text
     assert "86,400 s after acceptance" in text
     assert iso_time(1.8e9) in text
+
+
+def test_a_file_of_taken_quotes_that_cannot_be_written_is_told_before_they_are_asked(
+    tmp_path: Path,
+) -> None:
+    asked, taken = tmp_path / "asked.jsonl", tmp_path / "gone" / "taken.jsonl"
+    asked.write_bytes(orjson.dumps(request(model=MODEL)))
+    words = ["quote", str(asked), "--bootstrap-servers", "127.0.0.1:9", "--take", "1"]
+    told = CliRunner().invoke(app, [*words, "--output", str(taken)]).exception
+    assert isinstance(told, UserError)
+    assert str(told) == f"{taken}: can't be written: No such file or directory"

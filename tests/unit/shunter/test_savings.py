@@ -5,17 +5,21 @@ import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from stream_cases import MODEL, START, Yard, request
+from typer.testing import CliRunner
 
-from policies import Policy, compile_options, tag
+from policies import DeclarationError, Policy, compile_options, tag
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
 from policies.config.series import Series
 from shunter.backtest.suite import Setting, run_one, shunter
+from shunter.cli import app
+from shunter.console import UserError
 from shunter.logs.reading import TrailRow
 from shunter.savings.counterfactuals import TOLD, known, planned, setting_of
 from shunter.savings.page import as_page
@@ -303,3 +307,16 @@ def test_requests_that_are_outside_a_bound_by_now_are_left_out_of_replays() -> N
     options = compile_options(setting.fleet)
     ours = run_one("shunter", setting, options, shunter(setting, options))
     assert len(ours.run.outcomes) == 1
+
+
+def test_files_that_cannot_be_read_or_written_are_told_before_evidence_is_read(
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "gone" / "page.html"
+    words = ["report", "savings", "--archive", str(tmp_path)]
+    told = CliRunner().invoke(app, [*words, "--output", str(page)]).exception
+    assert isinstance(told, UserError)
+    assert f"{page}: can't be written: No such file" in str(told)
+    told = CliRunner().invoke(app, [*words, "--fleet", str(page)]).exception
+    assert isinstance(told, DeclarationError)
+    assert f"{page}: can't be read" in str(told)
