@@ -222,6 +222,10 @@ def held_out(rows: Sequence[Row], column: str, start: Point) -> list[Pair]:
     return pairs
 
 
+RATIOS = (0.25, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""What is told at an axis of ratios."""
+
+
 def plot(pairs: Sequence[Pair], path: Path) -> None:
     """Draw the ratios of predicted to measured latencies, by device and width."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 - wanted for the plot alone
@@ -239,6 +243,10 @@ def plot(pairs: Sequence[Pair], path: Path) -> None:
         panel.set_yticks(range(1, len(names) + 1), names)
         panel.axvline(1.0, linewidth=0.8, linestyle="--", color="gray")
         panel.set_xscale("log", base=2)
+        low, high = panel.get_xlim()
+        ticks = [each for each in RATIOS if low <= each <= high]
+        panel.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        panel.minorticks_off()
         panel.set_xlabel(f"{title}, predicted / measured")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
