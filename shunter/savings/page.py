@@ -14,7 +14,7 @@ _STYLE = (
     "font-variant-numeric:tabular-nums}.big{font-size:2em;font-weight:600}.dim{color:#5b6773}"
     "code{background:#f2f4f6;padding:.1em .3em;border-radius:3px;font-size:.88em;"
     "overflow-wrap:anywhere}svg{width:100%;height:auto;margin:1.2em 0 .4em}"
-    "dt{font-weight:600;margin-top:1em}"
+    ".wide{overflow-x:auto}dt{font-weight:600;margin-top:1em}"
     "dd{margin:0 0 0 1em}"
 )
 _BAR, _OURS, _GRID = "#9fb3c8", "#1f7a8c", "#c8d0d8"
@@ -240,7 +240,8 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from:
         f"<tr>{''.join(f'<td{kind(n)}>{cell}</td>' for n, cell in enumerate(row))}</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=wide>{table}</div>"
 
 
 def _usd(usd: float, *, signed: bool = False) -> str:
