@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_server import Behave, hang, hang_after_the_head
 from model_server import Exchange, serving
 from openai_cases import FLEET
 from typer.testing import CliRunner
@@ -47,7 +48,7 @@ class Server:
         return {"choices": [{"index": 0, "message": {"content": "1"}}], "usage": usage}
 
 
-async def check(server: Server, tmp_path: Path, more: str = "") -> tuple[int, str]:
+async def check(server: Behave, tmp_path: Path, more: str = "") -> tuple[int, str]:
     """Return exit code and output of the command for a pool on this server."""
     async with serving(server) as listening:
         fleet = tmp_path / "fleet.yaml"
@@ -92,6 +93,27 @@ async def test_a_server_that_serves_nothing_fails(tmp_path: Path) -> None:
     server.statuses["all"] = 404
     code, output = await check(server, tmp_path)
     assert (code, "fails" in output, "not_found" in output) == (1, True, True)
+
+
+@pytest.mark.parametrize("behave", [hang, hang_after_the_head])
+async def test_a_server_that_is_silent_fails(
+    behave: Behave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.backends.openai.inspection.SCRAPE_S_MAX", 0.1)
+    async with asyncio.timeout(10):
+        code, output = await check(behave, tmp_path, "first_token_s_max: 0.1,")
+    assert (code, "fails" in output, "timeout" in output) == (1, True, True), output
+
+
+async def test_metrics_that_are_none_are_told(tmp_path: Path) -> None:
+    async def behave(x: Exchange) -> None:
+        if x.path == "/metrics":
+            await x.json(b"vllm:num_requests_runninga{,\t=.=,}=1-\n")
+        else:
+            await Server("vllm")(x)
+
+    code, output = await check(behave, tmp_path)
+    assert (code, "can't be read" in output) == (1, True), output
 
 
 def test_a_pool_without_a_server_has_its_models(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Inspection of a model server: whether it serves, and shows what routers place by."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from workers.backends.base import CallError
 from workers.backends.openai.backend import PATHS, PROBES
 from workers.backends.openai.errors import classify
 from workers.backends.openai.server import OpenAIServer, read_body
-from workers.backends.openai.server_metrics import BYTES_MAX, read_load
+from workers.backends.openai.server_metrics import BYTES_MAX, SCRAPE_S_MAX, read_load
 
 # Far more than a block of any server's prefix cache (vLLM: 16 tokens, llama.cpp and SGLang: 1).
 PROMPT = "The yard sorts each wagon to its own track, and the train waits for the signal. " * 20
@@ -149,14 +150,21 @@ def _prompt(operation: str) -> dict[str, Any]:
 
 async def _asked(server: OpenAIServer, operation: str, body: dict[str, Any]) -> dict[str, Any]:
     """Return an answer. Raises CallError."""
-    async with server.post(PATHS[operation], body) as response:
-        data = await read_body(response, BYTES_MAX)
-        try:
-            found = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            found = None
-        if response.status != 200:
-            raise classify(response.status, found, response.headers, 0.0)
+    try:
+        async with (
+            asyncio.timeout(server.first_token_s_max),
+            server.post(PATHS[operation], body) as response,
+        ):
+            data = await read_body(response, BYTES_MAX)
+    except TimeoutError as error:
+        message = f"the server gave no answer within {server.first_token_s_max:g} s"
+        raise CallError("timeout", message, retry="elsewhere") from error
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        found = None
+    if response.status != 200:
+        raise classify(response.status, found, response.headers, 0.0)
     if not isinstance(found, dict):
         raise CallError("bad_answer", "the server's answer is no JSON object", retry="elsewhere")
     return found
@@ -164,11 +172,11 @@ async def _asked(server: OpenAIServer, operation: str, body: dict[str, Any]) -> 
 
 async def _page(server: OpenAIServer, url: str) -> str | None:
     try:
-        async with server.get(url) as response:
+        async with asyncio.timeout(SCRAPE_S_MAX), server.get(url) as response:
             if response.status != 200:
                 return None
             return (await read_body(response, BYTES_MAX)).decode("utf-8", "replace")
-    except CallError:
+    except (CallError, TimeoutError):
         return None
 
 

@@ -38,6 +38,11 @@ class OpenAIServer:
         self._ssl = _trust(pool, declared)
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def first_token_s_max(self) -> float:
+        """The seconds within which its first token should come."""
+        return self._declared.first_token_s_max
+
     async def open(self) -> None:
         """Create the connection pool; nothing is sent."""
         self._session = aiohttp.ClientSession(

@@ -119,11 +119,16 @@ def read_load(text: str, names: Mapping[str, str]) -> ServerLoad | None:
         for name in ((names[field],) if field in names else known)
     }
     found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(_lines_of(text, tuple(wanted))):
-        for sample in family.samples:
-            field = wanted.get(sample.name)
-            if field is not None and 0 <= sample.value < float("inf"):
-                found.setdefault(field, []).append(min(sample.value, VALUE_MAX))
+    lines = _lines_of(text, tuple(wanted))
+    try:
+        samples = [s for family in text_string_to_metric_families(lines) for s in family.samples]
+    except IndexError as error:
+        # The parser looks for an end of some labels that have none.
+        raise ValueError("the labels of a series have no end") from error
+    for sample in samples:
+        field = wanted.get(sample.name)
+        if field is not None and 0 <= sample.value < float("inf"):
+            found.setdefault(field, []).append(min(sample.value, VALUE_MAX))
     if not found:
         return None
     counts = {field: round(sum(found[field])) for field in ("running", "queued") if field in found}
