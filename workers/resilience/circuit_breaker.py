@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from streams.engine.clock import Clock
+from streams.engine.log import LogError
+from streams.engine.unexpected_errors import log_unexpected
 from topics.records.heartbeat import Circuit
 from workers.backends.base import Backend, CallError
 
@@ -130,6 +132,11 @@ class Breakers:
             async with asyncio.timeout(PROBE_S_MAX):
                 await self._backend.probe(variant)
         except (CallError, TimeoutError):
+            breaker.reopen(self._clock.now())
+        except LogError:
+            raise
+        except Exception as defect:  # noqa: BLE001 - no probe ends a worker
+            log_unexpected(defect, f"the backend of {self._pool} failed on a probe")
             breaker.reopen(self._clock.now())
         else:
             breaker.close()

@@ -12,7 +12,13 @@ from topics import Response, Usage
 from workers.backends.base import CallError, Load, Outcome
 from workers.resilience import attempts as attempts_of
 from workers.resilience.attempts import AFTER_S_MAX, TRIES_HERE_MAX, Attempts, limit_s, service_s
-from workers.resilience.circuit_breaker import FAILURES_MAX, LAST_CALLS, Breaker, Breakers
+from workers.resilience.circuit_breaker import (
+    FAILURES_MAX,
+    LAST_CALLS,
+    PROBE_AFTER_S,
+    Breaker,
+    Breakers,
+)
 
 VARIANT = "small-bf16"
 ANSWER = Outcome(Response(200, {}), Usage(1, 1), START, None, START, 0.0)
@@ -24,7 +30,7 @@ class Scripted:
     def __init__(self, *ends: CallError | float | None) -> None:
         self.ends = list(ends)
         self.calls = 0
-        self.probes: list[CallError | None] = []
+        self.probes: list[Exception | None] = []
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -251,3 +257,22 @@ def test_a_server_that_answers_probes_alone_is_probed_less_and_less_often() -> N
     while not breaker.take(START, is_failure=True):
         pass
     assert breaker.probe_at - START == 1.0
+
+
+async def test_a_defect_of_a_probe_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    backend, clock = Scripted(), FakeClock()
+    backend.probes = [KeyError("what the answer said"), None]
+    _, breakers = made(backend, clock)
+    breakers.distrust()
+    watching = asyncio.create_task(breakers.watch())
+    await asyncio.sleep(0.01)
+    assert (watching.done(), breakers.state(VARIANT), len(backend.probes)) == (False, "open", 1)
+    assert "KeyError" in caplog.text
+    assert "what the answer said" not in caplog.text
+    clock.at += PROBE_AFTER_S
+    watching.cancel()
+    await asyncio.wait([watching])
+    watching = asyncio.create_task(breakers.watch())
+    await asyncio.sleep(0.01)
+    assert (watching.done(), breakers.state(VARIANT)) == (False, "closed")
+    watching.cancel()
