@@ -1,5 +1,6 @@
 """A request on a lane of a pool, parsed once for its worker."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -100,11 +101,15 @@ class RoutedRequest:
 
 def _released_at(headers: h.Headers) -> float | None:
     value = h.find(headers, h.RELEASED_AT)
+    if value is None:
+        return None
     try:
-        return None if value is None else float(value)
-    except ValueError as error:
-        message = f"header {h.RELEASED_AT}: no time"
-        raise BadRecordError("decode", "bad_header", message) from error
+        released_at = float(value)
+    except ValueError:
+        released_at = math.nan
+    if not math.isfinite(released_at):
+        raise BadRecordError("decode", "bad_header", f"header {h.RELEASED_AT}: it is no time")
+    return released_at
 
 
 def _promised(headers: h.Headers, name: str) -> Envelope | None:

@@ -171,6 +171,8 @@ def test_a_promise_or_a_context_that_is_none_counts_as_missing(value: bytes | No
         ({"shunter_placement": b"[]"}, b"{", "bad_header"),
         ({"shunter_batch_index": b"2"}, b"{", "bad_header"),
         ({"shunter_released_at": b"noon"}, b"{", "bad_header"),
+        ({"shunter_released_at": b"nan"}, b"{", "bad_header"),
+        ({"shunter_released_at": b"-inf"}, b"{", "bad_header"),
         ({}, b"{", "not_json"),
         ({}, None, "empty_value"),
     ],
