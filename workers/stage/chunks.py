@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from streams.engine.clock import Clock
 from streams.kafka.idempotent_producer import started_producer
@@ -103,6 +104,7 @@ class StreamPublisher(QuietService):
         self._settings = settings
         self._topic = Catalogue(settings).streams
         self._producer: AIOKafkaProducer | None = None
+        self._has_failed = False
         self._connecting = asyncio.Lock()
         self._clock = clock
 
@@ -124,14 +126,37 @@ class StreamPublisher(QuietService):
     async def send(self, piece: StreamPiece) -> Awaitable[object]:
         """Send a piece; return a future that ends when the log has stored it."""
         producer = await self._connected()
-        sent: Awaitable[object] = await producer.send(
-            self._topic, encode(piece), key=piece.id.encode()
-        )
+        try:
+            sent: asyncio.Future[object] = await producer.send(
+                self._topic, encode(piece), key=piece.id.encode()
+            )
+        except MessageSizeTooLargeError:
+            # That says nothing of the producer.
+            raise
+        except KafkaError:
+            self._distrust(producer)
+            raise
+        sent.add_done_callback(partial(self._ended, producer))
         return sent
 
+    def _ended(self, producer: AIOKafkaProducer, sent: asyncio.Future[object]) -> None:
+        if not sent.cancelled() and sent.exception() is not None:
+            self._distrust(producer)
+
+    def _distrust(self, producer: AIOKafkaProducer) -> None:
+        if producer is self._producer:
+            self._has_failed = True
+
     async def _connected(self) -> AIOKafkaProducer:
-        """Return the producer, created at the first piece, since many workers never stream."""
+        """Return the producer, created at the first piece, since many workers never stream.
+
+        One that has failed is replaced: it may refuse all that comes, or have numbered a batch that
+        no broker has, without which brokers refuse the next ones of its partition.
+        """
         async with self._connecting:
+            if self._producer is not None and self._has_failed:
+                failed, self._producer, self._has_failed = self._producer, None, False
+                await failed.stop()
             if self._producer is None:
                 self._producer = await started_producer(self._settings)
         return self._producer
