@@ -356,3 +356,21 @@ async def test_a_server_is_told_what_is_urgent_in_its_own_way(
             placement = replace(asked.placement, path=path)
             await backend.execute(replace(asked, profile=profile, placement=placement))
     assert [exchange.body["priority"] for exchange in server.asked] == told
+
+
+async def test_a_refusal_whose_text_does_not_come_is_told_by_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.backends.openai.backend.ERROR_S_MAX", 0.05)
+
+    async def behave(x: Exchange) -> None:
+        head = b"HTTP/1.1 429 Busy\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\n{"
+        await x.send(head)
+        await asyncio.sleep(60)
+
+    async with serving(behave) as server, backend_at(server.base_url) as backend:
+        async with asyncio.timeout(5):
+            with pytest.raises(CallError) as caught:
+                await backend.execute(call())
+    error = caught.value
+    assert (error.code, error.after_s, error.is_pool_fault) == ("overloaded", 7.0, False)

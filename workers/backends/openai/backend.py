@@ -29,6 +29,8 @@ from workers.backends.openai.sse import read_events
 
 # What is kept of an error's body, which the client may see.
 ERROR_BYTES_MAX = 64 * 1024
+# How long it is waited for: its status, and when to come again, are known without.
+ERROR_S_MAX = 1.0
 # Levels that an answer may nest, which leaves some of what orjson writes for the result around it.
 DEPTH_MAX = 240
 PATHS = {
@@ -296,8 +298,9 @@ class OpenAIBackend:
             return
         body = None
         # What an error says is worth knowing, but not worth another failure.
-        with contextlib.suppress(CallError, aiohttp.ClientError):
-            body = _checked(_parsed(await read_body(response, ERROR_BYTES_MAX)))
+        with contextlib.suppress(CallError, aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(ERROR_S_MAX):
+                body = _checked(_parsed(await read_body(response, ERROR_BYTES_MAX)))
         raise classify(response.status, body, response.headers, self._clock.now())
 
     def _served(self, variant: str) -> str:
