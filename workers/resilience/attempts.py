@@ -109,7 +109,11 @@ class Attempts:
                 error = failed
             except LogError:
                 raise
-            except Exception as defect:  # noqa: BLE001 - no request ends a worker
+            except (Exception, asyncio.CancelledError) as defect:
+                task = asyncio.current_task()
+                if isinstance(defect, asyncio.CancelledError) and task and task.cancelling():
+                    raise
+                # No request ends a worker, or stays open because nobody cancelled it.
                 log_unexpected(defect, f"the backend of {call.placement.pool} failed on a request")
                 message = f"the backend raised {type(defect).__name__}, which no backend should"
                 error = CallError("backend_defect", message, retry="elsewhere", is_pool_fault=True)

@@ -27,7 +27,7 @@ ANSWER = Outcome(Response(200, {}), Usage(1, 1), START, None, START, 0.0)
 class Scripted:
     """A backend whose calls end as they are listed; the last one repeats."""
 
-    def __init__(self, *ends: CallError | float | None) -> None:
+    def __init__(self, *ends: BaseException | float | None) -> None:
         self.ends = list(ends)
         self.calls = 0
         self.probes: list[Exception | None] = []
@@ -49,7 +49,7 @@ class Scripted:
     async def execute(self, _: Any) -> Outcome:
         end = self.ends[min(self.calls, len(self.ends) - 1)]
         self.calls += 1
-        if isinstance(end, CallError):
+        if isinstance(end, BaseException):
             raise end
         await asyncio.sleep(end or 0.0)
         return ANSWER
@@ -276,3 +276,20 @@ async def test_a_defect_of_a_probe_ends_no_worker(caplog: pytest.LogCaptureFixtu
     await asyncio.sleep(0.01)
     assert (watching.done(), breakers.state(VARIANT)) == (False, "closed")
     watching.cancel()
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_defect() -> None:
+    attempts, _ = made(Scripted(asyncio.CancelledError()), FakeClock())
+    with pytest.raises(CallError) as caught:
+        await attempts.run(call(), OPTIONS[0])
+    assert (caught.value.code, caught.value.retry) == ("backend_defect", "elsewhere")
+
+
+async def test_a_cancellation_is_none() -> None:
+    attempts, breakers = made(Scripted(60.0), FakeClock())
+    running = asyncio.create_task(attempts.run(call(), OPTIONS[0]))
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert breakers.state(VARIANT) == "closed"
