@@ -152,6 +152,18 @@ def check_writable(*files: Path | None) -> None:
             raise UserError(f"{file}: can't be written: {error.strerror}") from error
 
 
+def write_output(file: Path, content: bytes) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{file}: can't be written: {error.strerror}") from error
+
+
 def complain(message: str) -> None:
     """Print an error for people."""
     err.print("error: ", end="", style="bold red", highlight=False)

@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import Never
 
-# Servers run until they are stopped, so that a stop is not a failure.
+# Servers run until they are stopped, so that a stop is not a failure; that of a check is.
 SERVING = frozenset({"router", "worker", "gateway", "ledger"})
 TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
@@ -20,7 +20,7 @@ def main() -> None:
     they join a group; other commands that do so replace these handlers too.
     """
     words = sys.argv[1:]
-    is_once = words[:1] == ["ledger"] and "--follow" not in words
+    is_once = "--check" in words or (words[:1] == ["ledger"] and "--follow" not in words)
     if words and words[0] in SERVING and not is_once:
         signal.signal(signal.SIGTERM, _end_well)
         signal.signal(signal.SIGINT, _end_well)

@@ -22,10 +22,12 @@ from shunter.console import (
     Bootstrap,
     Prefix,
     UserError,
+    check_writable,
     named,
     out,
     read_input,
     settings_from,
+    write_output,
 )
 from shunter.logs.reading import TrailRow
 from shunter.public_log.audit import check_logged, prove_logged
@@ -96,6 +98,9 @@ def proof(
     Example: shunter audit proof request-1 --output proof.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    if log_policy is not None and public_log is None:
+        raise UserError("--policy is of a public log; name it by --log")
+    check_writable(output)
     document = _proof_of(request_id, open_trail(archive, settings))
     if public_log is not None:
         document["log_proofs"] = prove_logged(document, public_log, log_policy)
@@ -103,7 +108,7 @@ def proof(
     if output is None:
         typer.echo(written.decode())
     else:
-        output.write_bytes(written)
+        write_output(output, written)
         note(f"{len(document['proofs'])} records of {request_id} are proven in {output}")
 
 
@@ -150,12 +155,13 @@ def attest(
         raise UserError(f"{key}: {error.strerror}") from error
     except KeyFileError as error:
         raise UserError(str(error)) from error
+    check_writable(output)
     envelope = attested(_proof_of(request_id, open_trail(archive, settings)), signing_key)
     written = orjson.dumps(envelope, option=orjson.OPT_INDENT_2)
     if output is None:
         typer.echo(written.decode())
     else:
-        output.write_bytes(written)
+        write_output(output, written)
 
 
 @audit.command("verify-proof")
@@ -253,7 +259,7 @@ def disclose(
     if output is None:
         typer.echo(written.decode())
     else:
-        output.write_bytes(written)
+        write_output(output, written)
 
 
 @audit.command()

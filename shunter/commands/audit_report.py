@@ -30,8 +30,10 @@ from shunter.console import (
     PolicyFile,
     Prefix,
     UserError,
+    check_writable,
     out,
     settings_from,
+    write_output,
 )
 from shunter.logs.reading import Kind, TrailRow
 from topics import BadRecordError, Catalogue, Evidence, decode
@@ -74,6 +76,11 @@ def report(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     span = time_of(start, 0.0), time_of(end, math.inf)
+    if (keys or trust) and form is not Format.REGULATOR:
+        raise UserError(
+            f"--format {form} verifies nothing: --keys and --trust go with --format regulator"
+        )
+    check_writable(output)
     trail = open_trail(archive, settings)
     if form is Format.REGULATOR:
         place = archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}"
@@ -106,7 +113,7 @@ def _written(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        write_output(output, text.encode())
 
 
 def export(

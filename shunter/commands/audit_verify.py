@@ -13,7 +13,16 @@ from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.options import AuditOptions
 from shunter.audit.source import Trail, open_trail
 from shunter.client.kafka import note
-from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, err, out, settings_from
+from shunter.console import (
+    ArchiveUrl,
+    AsJson,
+    Bootstrap,
+    Prefix,
+    check_writable,
+    err,
+    out,
+    settings_from,
+)
 from shunter.public_log.audit import open_log_check
 from topics.terminal_text import visible_line
 
@@ -131,6 +140,7 @@ def verify(
         with_results=results,
         fresh_max=fresh,
     )
+    check_writable(heads, checkpoint)
     trail, logged = (
         open_trail(archive, settings),
         open_log_check(public_log, log_policy, checkpoint),

@@ -39,7 +39,7 @@ def cancel(
         typer.echo(encode({"id": request_id, "reason": reason}).decode())
         return
     told = f"cancellation of {request_id} published to {Catalogue(settings).cancellations}"
-    out.print(told, highlight=False)
+    out.print(told, highlight=False, soft_wrap=True)
 
 
 async def _publish(settings: Settings, key: bytes, value: bytes) -> None:

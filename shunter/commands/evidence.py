@@ -16,7 +16,7 @@ from shunter.client.kafka import note, run
 from shunter.command_tree import CommandTree
 from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
 from shunter.commands.public_log import log, log_keygen
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
+from shunter.console import AsJson, Bootstrap, Prefix, UserError, check_writable, out, settings_from
 from streams.engine.clock import SystemClock
 from streams.kafka.log import KafkaLog
 from streams.logs import set_up_logging
@@ -48,7 +48,10 @@ def keys(
 
     Example: shunter evidence keys --output keys.json
     """
+    if output is not None and as_json:
+        raise UserError("--json prints the keys, --output writes them: give one of the two")
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    check_writable(output)
     keyring = run(published_keys(settings))
     if output is not None:
         try:

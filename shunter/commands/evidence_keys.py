@@ -24,6 +24,8 @@ from topics.signing.key_files import KeyFileError
 from topics.signing.keys import SigningKey, load_signing_key, write_signing_key
 
 DAY_S = 86_400.0
+# Of the year 9999: milliseconds in place of seconds are beyond it.
+LAST_S = 253_402_300_799
 _ID = re.compile(r"[0-9a-f]{32}")
 
 SignedBy = Annotated[
@@ -73,7 +75,7 @@ def keygen(
         raise UserError(f"{path}: {error.strerror}") from error
     except KeyFileError as error:
         raise UserError(str(error)) from error
-    out.print(f"key {key.id} in {path}", highlight=False)
+    out.print(f"key {key.id} in {path}", highlight=False, soft_wrap=True)
     if installation:
         note(f"auditors verify with --trust {key.id}; keep the file where no process runs")
 
@@ -107,6 +109,8 @@ def introduce(
     """
     if (writer is None) == (may_introduce is None):
         raise UserError("say whose key it is, --writer NAME, or that it --may-introduce others")
+    if "" in (writer, may_introduce):
+        raise UserError("--writer and --may-introduce name writers, as `router/router-0`: not ''")
     by, name = _load(signed_by), _id_of(key)
     if by.id == name:
         raise UserError(f"{signed_by} is the key itself, which can't introduce itself")
@@ -118,7 +122,7 @@ def introduce(
     )
     _hand_out([KeyEntry(introduction=introduction)], output, bootstrap_servers, topic_prefix)
     what = f"the key of {writer}" if writer else f"one that introduces {may_introduce}"
-    out.print(f"{by.id} introduces {name} as {what}", highlight=False)
+    out.print(f"{by.id} introduces {name} as {what}", highlight=False, soft_wrap=True)
 
 
 def revoke(
@@ -134,7 +138,12 @@ def revoke(
     ] = None,
     at: Annotated[
         float | None,
-        typer.Option("--at", help="Epoch seconds from which on it is not believed; now if unset."),
+        typer.Option(
+            "--at",
+            min=0,
+            max=LAST_S,
+            help="Epoch seconds from which on it is not believed; now if unset.",
+        ),
     ] = None,
     output: Output = None,
     bootstrap_servers: Bootstrap = None,
@@ -156,7 +165,8 @@ def revoke(
             raise UserError(f"no key {key!r:.80} was published; `shunter evidence keys` lists them")
         revocation = Revocation(key, since, reason)
     _hand_out([KeyEntry(revocation=revocation)], output, bootstrap_servers, topic_prefix)
-    out.print(f"key {revocation.key} is revoked from {iso_time(since)} on", highlight=False)
+    told = f"key {revocation.key} is revoked from {iso_time(since)} on"
+    out.print(told, highlight=False, soft_wrap=True)
     if signed_by is None:
         note("nobody has signed that: who verifies with --trust will not believe it (--signed-by)")
 

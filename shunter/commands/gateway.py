@@ -73,6 +73,6 @@ def _check(settings: Settings) -> NoReturn:
     from shunter.client.gateway_check import check_gateway  # noqa: PLC0415
 
     is_good = asyncio.run(
-        check_gateway(settings, lambda what, found: out.print(f"{what}: {found}"))
+        check_gateway(settings, lambda what, found: out.print(f"{what}: {found}", soft_wrap=True))
     )
     raise typer.Exit(0 if is_good else 1)

@@ -17,7 +17,7 @@ from policies.config.fleet import OpenAIBackendConfig
 from policies.config.hardware import Device, HardwareCatalogue, Model, Precision
 from policies.config.schema import did_you_mean
 from shunter.client.kafka import run
-from shunter.console import UserError, err, wide_out
+from shunter.console import UserError, check_writable, err, wide_out
 from shunter.hardware.calibration import Calibration, Case, at_bound, calibrate
 from shunter.hardware.devices import load_catalogue
 from shunter.hardware.sweep import Point, SweepPoint, sweep
@@ -70,6 +70,7 @@ def calibrate_command(
     case = _case(known, device, model, precision, tensor_parallel)
     asked = _grid(_numbers("--input-tokens", input_tokens), output_tokens,
                   _numbers("--concurrency", concurrency))  # fmt: skip
+    check_writable(output)
     points = run(sweep(declared, served_name or model, asked, 60 * minutes, _tell))
     host = urlsplit(url).hostname
     today = datetime.now(UTC).date().isoformat()

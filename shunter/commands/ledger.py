@@ -22,6 +22,9 @@ from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 from topics.terminal_text import visible_line
 
+# All there ever was is one row of it.
+WINDOW_S_MAX = 1e10
+
 
 def ledger(
     follow: Annotated[
@@ -34,7 +37,9 @@ def ledger(
         str | None, typer.Option("--from", help="First day or time, ISO 8601, UTC if it says none.")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="The first not counted.")] = None,
-    window_s: Annotated[float, typer.Option("--window", min=1.0, help="Of a row, in s.")] = 60.0,
+    window_s: Annotated[
+        float, typer.Option("--window", min=1.0, max=WINDOW_S_MAX, help="Of a row, in s.")
+    ] = 60.0,
     by_tenant: Annotated[
         bool, typer.Option("--by-tenant", help="Tell the tenants of a class apart.")
     ] = False,

@@ -56,9 +56,10 @@ def results(
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     wanted = request_id if request_id is not None else request
     if form is ResultFormat.OPENAI_BATCH:
+        found = None if wanted is None else _result_of(settings, wanted)
         with _batch_lines(errors) as tell:
-            if wanted is not None:
-                tell(*_result_of(settings, wanted))
+            if found is not None:
+                tell(*found)
                 return
             with contextlib.suppress(KeyboardInterrupt):
                 run(_follow(settings, tell, from_beginning=from_beginning))

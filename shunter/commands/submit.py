@@ -26,6 +26,7 @@ from shunter.console import (
     Bootstrap,
     Prefix,
     UserError,
+    check_writable,
     err,
     is_standard_input,
     named,
@@ -84,11 +85,10 @@ def submit(
         raise UserError("--quote says what all lines may cost by --deadline: add that")
     wishes = wishes_from(tenant, deadline, tier, regions or (), constraints or ())
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    with (
-        _opened(file) as (opened, name),
-        _created(output, "--output") as sink,
-        _created(errors, "--errors") as error_sink,
-    ):
+    if output is None and errors is None and (in_order or form is not ResultFormat.NATIVE):
+        raise UserError("--format and --in-order say how to write --output: add that")
+    _check_outputs(file, output, errors)
+    with contextlib.ExitStack() as files, _opened(file) as (opened, name):
         checked = check_lines(with_wishes(opened, wishes), bytes_max=settings.request_bytes_max)
         _tell_bad(checked, name, skip_bad=skip_bad)
         opened.seek(0)
@@ -99,13 +99,30 @@ def submit(
             run(_publish_only(settings, lines, checked))
             _tell_published(checked, settings, as_json=as_json)
             return
-        order = list(checked.ids.values()) if in_order else None
-        as_batch = form is ResultFormat.OPENAI_BATCH
-        files = ResultFiles(sink, error_sink, as_batch=as_batch, order=order)
+        written = ResultFiles(
+            files.enter_context(_created(output, "--output")),
+            files.enter_context(_created(errors, "--errors")),
+            as_batch=form is ResultFormat.OPENAI_BATCH,
+            order=list(checked.ids.values()) if in_order else None,
+        )
         printer = Printer(out) if follow_streams else None
-        tally = _followed(settings, lines, checked, timeout_s, files, printer, as_json=as_json)
+        tally = _followed(settings, lines, checked, timeout_s, written, printer, as_json=as_json)
     if tally.waiting:
         raise typer.Exit(1)
+
+
+def _check_outputs(file: Path, output: Path | None, errors: Path | None) -> None:
+    """Check that results can be written, and not over the requests.
+
+    Raises:
+        UserError: they can't.
+    """
+    for option, path in (("--output", output), ("--errors", errors)):
+        if path is None:
+            continue
+        if path.is_file() and file.exists() and path.samefile(file):
+            raise UserError(f"{option} {path} is the file of the requests: name another")
+        check_writable(path)
 
 
 def _bound(
