@@ -14,7 +14,7 @@ from policies.backtest.quote_outcomes import QuotingShunter, Taken, measured_err
 from policies.backtest.workload import tagger
 from policies.config.quotes import PromiseErrors
 from shunter.backtest.suite import ScoredRun, Setting, run_one
-from shunter.console import UserError
+from shunter.console import write_output
 
 NAME = "shunter_quoted"
 CALIBRATION_ROUNDS = 6
@@ -91,10 +91,7 @@ def write_errors(path: Path, policy: Policy) -> None:
         for task, each in policy.quotes.errors.items()
     }
     text = yaml.safe_dump({"errors": errors}, sort_keys=False, default_flow_style=None, width=100)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from error
+    write_output(path, text.encode())
 
 
 def _told(run: ScoredRun, scores: dict[str, Any]) -> dict[str, Any]:

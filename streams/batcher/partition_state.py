@@ -138,13 +138,9 @@ def held_at_of(record: Record) -> float:
     """Return since when a record has been held, epoch seconds.
 
     Raises:
-        BadRecordError: the header is no time.
+        BadRecordError: the header is missing, or no time.
     """
-    value = h.find(record.headers, h.HELD_AT)
-    try:
-        held_at = float(value or b"")
-    except ValueError:
-        held_at = math.nan
-    if not math.isfinite(held_at):
+    held_at = h.read_time(record.headers, h.HELD_AT)
+    if held_at is None:
         raise BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: it is no time")
     return held_at

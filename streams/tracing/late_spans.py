@@ -52,8 +52,7 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
 
 
 def _released_at(record: Record) -> float | None:
-    value = h.find(record.headers, h.RELEASED_AT)
     try:
-        return None if value is None else float(value)
-    except ValueError:
+        return h.read_time(record.headers, h.RELEASED_AT)
+    except BadRecordError:
         return None

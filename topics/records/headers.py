@@ -1,6 +1,7 @@
 """Headers: carry what Shunter adds to a record, so that the payload stays untouched."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -180,6 +181,24 @@ def encoded(
         headers[BATCH_INDEX] = str(batch.index).encode()
         headers[BATCH_SIZE] = str(batch.size).encode()
     return headers
+
+
+def read_time(headers: Headers, name: str) -> float | None:
+    """Return a header of epoch seconds; None where it is missing.
+
+    Raises:
+        BadRecordError: it is no finite number.
+    """
+    value = find(headers, name)
+    if value is None:
+        return None
+    try:
+        time = float(value)
+    except ValueError:
+        time = math.nan
+    if not math.isfinite(time):
+        raise BadRecordError("decode", "bad_header", f"header {name}: it is no time")
+    return time
 
 
 def read(headers: Headers, name: str, kind: type[T]) -> T:

@@ -1,6 +1,5 @@
 """A request on a lane of a pool, parsed once for its worker."""
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -56,7 +55,7 @@ class RoutedRequest:
         profile = h.read_profile(headers)
         placement = h.read(headers, h.PLACEMENT, Placement)
         batch = h.read_batch(headers)
-        released_at = _released_at(headers)
+        released_at = h.read_time(headers, h.RELEASED_AT)
         request = parse_request(
             record.value, bytes_max=INGEST_BYTES_MAX, default_id=h.cloud_event_id(headers)
         )
@@ -97,19 +96,6 @@ class RoutedRequest:
     def urgency(self) -> int:
         """Return that of its call."""
         return urgency_of(self.profile, self.placement)
-
-
-def _released_at(headers: h.Headers) -> float | None:
-    value = h.find(headers, h.RELEASED_AT)
-    if value is None:
-        return None
-    try:
-        released_at = float(value)
-    except ValueError:
-        released_at = math.nan
-    if not math.isfinite(released_at):
-        raise BadRecordError("decode", "bad_header", f"header {h.RELEASED_AT}: it is no time")
-    return released_at
 
 
 def _promised(headers: h.Headers, name: str) -> Envelope | None:
