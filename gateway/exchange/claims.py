@@ -37,7 +37,7 @@ class HeldKey:
 
     claim: KeyClaim
     joined_at: float
-    told: int = 0
+    told: int
 
     def is_meant_by(self, claim: KeyClaim) -> bool:
         """Return True if a claim is of this run."""
