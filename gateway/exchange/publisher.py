@@ -1,7 +1,6 @@
 """A producer of clients' records that is replaced when it fails."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.writer import let_go
 from topics import Settings
 from topics.registry import INGEST_BYTES_MAX
 
@@ -19,7 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """Kafka does not take or give records now."""
+    """Kafka does not take or give records now.
+
+    ``may_be_there`` is true of a record that a broker may have all the same, or get yet.
+    """
+
+    def __init__(self, message: str, *, may_be_there: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_there = may_be_there
 
 
 class RequestPublisher:
@@ -66,7 +73,8 @@ class RequestPublisher:
         except (KafkaError, TimeoutError, OSError) as error:
             logger.warning("%s does not take a record: %r", topic, error)
             await self._replace(producer)
-            raise UnavailableError(f"Kafka does not take the request: {error!r}") from error
+            message = f"Kafka does not take the request: {error!r}"
+            raise UnavailableError(message, may_be_there=producer is not None) from error
 
     async def _replace(self, failed: AIOKafkaProducer | None) -> None:
         if failed is None or self._producer is not failed:
@@ -82,6 +90,9 @@ class RequestPublisher:
 
 
 async def _close(producer: AIOKafkaProducer) -> None:
-    with contextlib.suppress(TimeoutError, KafkaError):
+    try:
         async with asyncio.timeout(CLOSE_S_MAX):
             await producer.stop()
+    except (TimeoutError, KafkaError):
+        # Else it sends what it has whenever a broker is back, and is there for ever.
+        await let_go(producer)
