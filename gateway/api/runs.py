@@ -153,6 +153,7 @@ async def followed(
         try:
             if run.result is None:
                 await _publish(gateway, run.request_id, value, headers, span, session)
+                del value
                 if run.key is not None:
                     staying = asyncio.create_task(_stay(gateway, run.key, run))
             yield box

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, ProducerClosed
 
 from streams.kafka.idempotent_producer import started_producer
 from streams.kafka.writer import let_go
@@ -36,6 +36,7 @@ class RequestPublisher:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
+        self._closing: dict[asyncio.Task[None], AIOKafkaProducer] = {}
 
     async def start(self) -> None:
         """Connect.
@@ -68,31 +69,51 @@ class RequestPublisher:
         producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(PUBLISH_S_MAX):
-                producer = await self._connected()
-                await producer.send_and_wait(topic, value, key=key.encode(), headers=list(headers))
+                while True:
+                    producer = await self._connected()
+                    try:
+                        await producer.send_and_wait(
+                            topic, value, key=key.encode(), headers=list(headers)
+                        )
+                    except ProducerClosed:
+                        # It has taken nothing, and was closed for what became of another record.
+                        if producer is self._producer:
+                            raise
+                    else:
+                        return
         except (KafkaError, TimeoutError, OSError) as error:
             logger.warning("%s does not take a record: %r", topic, error)
-            await self._replace(producer)
+            self._replace(producer)
             message = f"Kafka does not take the request: {error!r}"
             raise UnavailableError(message, may_be_there=producer is not None) from error
 
-    async def _replace(self, failed: AIOKafkaProducer | None) -> None:
+    def _replace(self, failed: AIOKafkaProducer | None) -> None:
         if failed is None or self._producer is not failed:
             return
         self._producer = None
-        await _close(failed)
+        # Until then those who have given it a record wait for that, or have given up.
+        closing = asyncio.create_task(_close(failed, PUBLISH_S_MAX))
+        self._closing[closing] = failed
+        closing.add_done_callback(self._closing.pop)
 
     async def stop(self) -> None:
-        """Close the producer."""
+        """Close the producers."""
         producer, self._producer = self._producer, None
+        closing = dict(self._closing)
+        for each in closing:
+            each.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+        for failed in closing.values():
+            await let_go(failed)
         if producer is not None:
-            await _close(producer)
+            await _close(producer, CLOSE_S_MAX)
 
 
-async def _close(producer: AIOKafkaProducer) -> None:
+async def _close(producer: AIOKafkaProducer, s_max: float) -> None:
+    """Close a producer once it has sent what it has, or so many seconds later."""
     try:
-        async with asyncio.timeout(CLOSE_S_MAX):
+        async with asyncio.timeout(s_max):
             await producer.stop()
     except (TimeoutError, KafkaError):
-        # Else it sends what it has whenever a broker is back, and is there for ever.
+        # Else it sends that whenever a broker is back, and is there for ever.
         await let_go(producer)
