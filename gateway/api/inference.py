@@ -26,10 +26,9 @@ async def infer(request: web.Request) -> web.StreamResponse:
     gateway, caller = request.app[GATEWAY], caller_of(request)
     settings = gateway.settings
     began_at = gateway.clock.now()
-    body = await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max)
     asked = wanted(
         request.path,
-        body,
+        await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max),
         request.headers,
         caller.tenant,
         began_at,
@@ -79,7 +78,11 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
         return await quote(gateway, run.request_id, asked, value, headers + span.headers())
     if not run.is_joined:
         _charge_when_ended(gateway, caller.key, run.request_id)
-    async with followed(gateway, run, value, headers, span, asked.session) as box:
+    following = followed(gateway, run, value, headers, span, asked.session)
+    # As objects a body takes ten times its bytes, and requests may be open for hours.
+    asked.forget_body()
+    del value
+    async with following as box:
         return await _answered(gateway, request, run, asked, box)
 
 

@@ -24,6 +24,7 @@ _RUN_ANEW = frozenset({409, 429, 502, 503})
 # How often it is told that somebody waits, while others would wait for a client to come back.
 STAYING = 3
 _LEFT = "its client has left"
+_UNSURE = "its client was told that Kafka does not take it"
 # How long, and how often, it is tried to cancel a request while Kafka does not answer.
 CANCEL_S_MAX, CANCEL_AGAIN_S = 300.0, 0.5
 
@@ -138,6 +139,9 @@ async def followed(
 ) -> AsyncIterator[Mailbox]:
     """Publish a request and provide what comes of it; cancel it if its client leaves.
 
+    One that Kafka may have, though it did not say so in time, is cancelled too: its client is told
+    to ask again.
+
     A run that was joined is published again: whoever began it may have died before it did so, and
     routers serve an id once.
 
@@ -149,6 +153,7 @@ async def followed(
         try:
             if run.result is None:
                 await _publish(gateway, run.request_id, value, headers, span, session)
+                del value
                 if run.key is not None:
                     staying = asyncio.create_task(_stay(gateway, run.key, run))
             yield box
@@ -156,7 +161,11 @@ async def followed(
             is_over = box.has_result or run.result is not None
             # A process that stops breaks off what is open: with a key it is asked for elsewhere.
             if not is_over and not (gateway.is_stopping and run.key is not None):
-                gateway.begin(_left(gateway, run))
+                gateway.begin(_left(gateway, run, _LEFT))
+            raise
+        except UnavailableError as error:
+            if error.may_be_there and not box.has_result:
+                gateway.begin(_left(gateway, run, _UNSURE))
             raise
         finally:
             if staying is not None:
@@ -200,7 +209,7 @@ async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
         held = gateway.claims.find(key.name)
 
 
-async def _left(gateway: Gateway, run: Run) -> None:
+async def _left(gateway: Gateway, run: Run, why: str) -> None:
     left_at = gateway.clock.now()
     if run.key is not None:
         await asyncio.sleep(gateway.settings.gateway_reclaim_s)
@@ -208,7 +217,7 @@ async def _left(gateway: Gateway, run: Run) -> None:
         has_come_back = held is not None and held.joined_at >= left_at
         if has_come_back or gateway.exchange.is_followed(run.request_id):
             return
-    await _cancel(gateway, run.request_id, _LEFT)
+    await _cancel(gateway, run.request_id, why)
 
 
 async def _cancel(gateway: Gateway, request_id: str, reason: str) -> None:

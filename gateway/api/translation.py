@@ -81,6 +81,10 @@ class Wanted:
         """Return the record's value under an id."""
         return encode({"id": request_id} | self.fields)
 
+    def forget_body(self) -> None:
+        """Drop the body, which nobody needs once there is a value to publish."""
+        del self.fields["body"]
+
 
 def wanted(
     path: str,
@@ -108,7 +112,8 @@ def wanted(
     """
     response = None
     if path == RESPONSES:
-        path, body, response = CHAT, chat_body(body), body
+        response = {name: value for name, value in body.items() if name != "input"}
+        path, body = CHAT, chat_body(body)
     operation = OPERATIONS[path]
     if default_model is not None and body.get("model") is None:
         body = body | {"model": default_model}

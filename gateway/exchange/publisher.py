@@ -1,14 +1,14 @@
 """A producer of clients' records that is replaced when it fails."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, ProducerClosed
 
 from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.writer import let_go
 from topics import Settings
 from topics.registry import INGEST_BYTES_MAX
 
@@ -19,7 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """Kafka does not take or give records now."""
+    """Kafka does not take or give records now.
+
+    ``may_be_there`` is true of a record that a broker may have all the same, or get yet.
+    """
+
+    def __init__(self, message: str, *, may_be_there: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_there = may_be_there
 
 
 class RequestPublisher:
@@ -29,6 +36,7 @@ class RequestPublisher:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
+        self._closing: dict[asyncio.Task[None], AIOKafkaProducer] = {}
 
     async def start(self) -> None:
         """Connect.
@@ -61,27 +69,51 @@ class RequestPublisher:
         producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(PUBLISH_S_MAX):
-                producer = await self._connected()
-                await producer.send_and_wait(topic, value, key=key.encode(), headers=list(headers))
+                while True:
+                    producer = await self._connected()
+                    try:
+                        await producer.send_and_wait(
+                            topic, value, key=key.encode(), headers=list(headers)
+                        )
+                    except ProducerClosed:
+                        # It has taken nothing, and was closed for what became of another record.
+                        if producer is self._producer:
+                            raise
+                    else:
+                        return
         except (KafkaError, TimeoutError, OSError) as error:
             logger.warning("%s does not take a record: %r", topic, error)
-            await self._replace(producer)
-            raise UnavailableError(f"Kafka does not take the request: {error!r}") from error
+            self._replace(producer)
+            message = f"Kafka does not take the request: {error!r}"
+            raise UnavailableError(message, may_be_there=producer is not None) from error
 
-    async def _replace(self, failed: AIOKafkaProducer | None) -> None:
+    def _replace(self, failed: AIOKafkaProducer | None) -> None:
         if failed is None or self._producer is not failed:
             return
         self._producer = None
-        await _close(failed)
+        # Until then those who have given it a record wait for that, or have given up.
+        closing = asyncio.create_task(_close(failed, PUBLISH_S_MAX))
+        self._closing[closing] = failed
+        closing.add_done_callback(self._closing.pop)
 
     async def stop(self) -> None:
-        """Close the producer."""
+        """Close the producers."""
         producer, self._producer = self._producer, None
+        closing = dict(self._closing)
+        for each in closing:
+            each.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+        for failed in closing.values():
+            await let_go(failed)
         if producer is not None:
-            await _close(producer)
+            await _close(producer, CLOSE_S_MAX)
 
 
-async def _close(producer: AIOKafkaProducer) -> None:
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(CLOSE_S_MAX):
+async def _close(producer: AIOKafkaProducer, s_max: float) -> None:
+    """Close a producer once it has sent what it has, or so many seconds later."""
+    try:
+        async with asyncio.timeout(s_max):
             await producer.stop()
+    except (TimeoutError, KafkaError):
+        # Else it sends that whenever a broker is back, and is there for ever.
+        await let_go(producer)

@@ -31,6 +31,8 @@ from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
+# A heartbeat from further ahead was told by a clock that was wrong: it would be alive for ever.
+AHEAD_S_MAX = 60.0
 # Less is no time to work: standings are costly, and must last for the requests of one poll.
 WORKED_S_MIN = 0.005
 # A heartbeat may lack what was sent so long before it: the worker had not read it yet. A limit on
@@ -341,7 +343,9 @@ def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
 
 def is_live(status: PoolStatus, now: float) -> bool:
     """Return True if a worker still reports."""
-    return status.state != "down" and now - status.at <= MISSED_BEATS_MAX * status.interval_s
+    silent_s = now - status.at
+    is_heard = -AHEAD_S_MAX <= silent_s <= MISSED_BEATS_MAX * status.interval_s
+    return is_heard and status.state != "down"
 
 
 def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:

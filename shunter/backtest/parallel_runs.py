@@ -60,6 +60,7 @@ def forked(
     while a process is forked is lost in it.
     """
     calm_garbage_collector()
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         count,
         multiprocessing.get_context("fork"),
@@ -74,15 +75,29 @@ def forked(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             yield processes
+        except KeyboardInterrupt:
+            # Where it came to this process alone the others would finish what they have.
+            for each in set(multiprocessing.active_children()) - others:
+                each.kill()
+            raise
         except BaseException:
             processes.shutdown(cancel_futures=True)
             raise
 
 
 def _begin(adopt: Callable[[Given], object], given: Given) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     adopt(given)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that it works for, which may be killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def calm_garbage_collector() -> None:

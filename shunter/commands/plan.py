@@ -20,7 +20,7 @@ from shunter.console import (
     read_declared,
     settings_from,
 )
-from shunter.plan.market import Market, parse_market
+from shunter.plan.market import INTERRUPTIONS_MAX, Market, parse_market
 from shunter.render.figure import check_figure
 from streams.config.declarations import load_fleet, load_policy
 
@@ -102,7 +102,7 @@ def _as_it_is(fleet: Fleet) -> Fleet:
 
     Raises:
         UserError: a pool is simulated faster or slower, while its rent is that of its devices, or
-            prices move, while a rent stands.
+            prices move, while a rent stands, or a pool has nothing but interruptions.
     """
     moving = [f"pools.{name}.tariff" for name, pool in fleet.pools.items() if pool.tariff]
     moving += [f"series.{name}" for name, series in fleet.series.items() if series.moves]
@@ -121,6 +121,12 @@ def _as_it_is(fleet: Fleet) -> Fleet:
             f"pools have a time_scale, {', '.join(scaled)}: a plan rents devices as they are;"
             " leave it out"
         )
+    for name, pool in fleet.pools.items():
+        if pool.interruptions_per_hour > INTERRUPTIONS_MAX:
+            raise UserError(
+                f"pools.{name}.interruptions_per_hour is {pool.interruptions_per_hour:g}: a plan"
+                f" takes {INTERRUPTIONS_MAX:g} at most"
+            )
     return fleet
 
 

@@ -18,6 +18,8 @@ from policies.config.schema import (
 )
 
 REPLICAS_MAX = 64
+INTERRUPTIONS_MAX = 3600.0
+"""An hour, of one replica."""
 
 Counts = Mapping[str, int]
 """Replicas of each pool; a pool without any is not in the fleet."""
@@ -35,11 +37,11 @@ class Offer(Declaration):
     name: Annotated[str, Field(min_length=1, max_length=63)]
     usd_per_hour: NonNegative
     replicas_max: _Replicas = REPLICAS_MAX
-    interruptions_per_hour: Annotated[float, Field(strict=True, ge=0, le=3600)] = 0.0
+    interruptions_per_hour: Annotated[float, Field(strict=True, ge=0, le=INTERRUPTIONS_MAX)] = 0.0
 
 
 class Rentable(Declaration):
-    """Offers for a pool; without any, its replicas at the fleet's price."""
+    """Offers for a pool; without any, its replicas as the fleet has them: price, interruptions."""
 
     replicas_max: _Replicas = REPLICAS_MAX
     offers: tuple[Offer, ...] = ()
@@ -121,7 +123,13 @@ def offers_of(name: str, fleet: Fleet, market: Market) -> tuple[Offer, ...]:
     usd_per_hour = 0.0 if pool.token_price is not None else pool.usd_per_hour
     if usd_per_hour is None:
         usd_per_hour = fleet.devices[pool.device].usd_per_hour
-    declared = (Offer(name="on-demand", usd_per_hour=usd_per_hour),)
+    declared = (
+        Offer(
+            name="on-demand",
+            usd_per_hour=usd_per_hour,
+            interruptions_per_hour=pool.interruptions_per_hour,
+        ),
+    )
     return tuple(sorted(rentable.offers or declared, key=lambda offer: offer.usd_per_hour))
 
 
@@ -201,8 +209,13 @@ def fleet_of(counts: Counts, fleet: Fleet, market: Market) -> Fleet:
     for name, count in counts.items():
         if count:
             devices = count * devices_of(fleet.pools[name])
-            price = rent(name, count, fleet, market).usd_per_hour / devices
-            changed = {"count": devices, "usd_per_hour": price}
+            rented = rent(name, count, fleet, market)
+            price = rented.usd_per_hour / devices
+            changed = {
+                "count": devices,
+                "usd_per_hour": price,
+                "interruptions_per_hour": rented.interruptions_per_hour,
+            }
             if fleet.pools[name].token_price is not None:
                 del changed["usd_per_hour"]
             pools[name] = fleet.pools[name].model_copy(update=changed)

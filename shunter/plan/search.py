@@ -80,7 +80,7 @@ class FleetSearch:
             except NoPlanError:
                 if not held:
                     raise
-            return self._shrunk(processes, min(held, key=_price))
+            return self._shrunk(processes, min(held, key=_rank))
 
     @property
     def is_cut_short(self) -> bool:
@@ -181,21 +181,21 @@ class FleetSearch:
         return best
 
     def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
-        """Take replicas away, or swap one for a cheaper one, while the fleet holds."""
+        """Take replicas away, or swap one for a cheaper one, while the fleet holds.
+
+        One that costs nothing is taken away, too, where it does nothing.
+        """
         while time.monotonic() < self._ends_at:
             self.told(f"${here.usd_per_hour:.2f} an hour holds: {_counts(here.counts)}")
-            cheaper = sorted(
-                (
-                    other
-                    for other in self._neighbours(here.counts)
-                    if is_allowed(other, self.fleet, self.market)
-                    and usd_per_hour(other, self.fleet, self.market) < here.usd_per_hour - 1e-9
-                ),
-                key=lambda other: usd_per_hour(other, self.fleet, self.market),
-            )
             # What is paid by tokens is known when a fleet was judged.
-            holding = self._holding(processes, cheaper)
-            better = next((f for f in holding if f.usd_per_hour < here.usd_per_hour - 1e-9), None)
+            likely = [
+                (_rounded(usd_per_hour(other, self.fleet, self.market)), sum(other.values()), other)
+                for other in self._neighbours(here.counts)
+                if is_allowed(other, self.fleet, self.market)
+            ]
+            cheaper = sorted((e for e in likely if e[:2] < _rank(here)), key=lambda e: e[:2])
+            holding = self._holding(processes, [other for *_, other in cheaper])
+            better = next((found for found in holding if _rank(found) < _rank(here)), None)
             if better is None:
                 return here
             here = better
@@ -297,8 +297,14 @@ def _grown_count(count: int, step: int) -> int:
     return count + max(step, count // 2)
 
 
-def _price(judged: JudgedFleet) -> float:
-    return judged.usd_per_hour
+def _rank(judged: JudgedFleet) -> tuple[float, int]:
+    """Return what the better of two fleets has less of: price, and of one price replicas."""
+    return _rounded(judged.usd_per_hour), sum(judged.counts.values())
+
+
+def _rounded(usd: float) -> float:
+    # The sum of the same prices in another order is the same price.
+    return round(usd, 9)
 
 
 def _key(counts: Counts) -> Key:

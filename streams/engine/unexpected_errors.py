@@ -1,10 +1,21 @@
-"""Unexpected errors, logged without their text, which may quote the payload."""
+"""Unexpected errors: which are none, and a log without their text, which may quote the payload."""
 
+import asyncio
 import logging
 import traceback
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+
+def is_asked_for(error: BaseException) -> bool:
+    """Return True for the cancellation of the running task that somebody has asked for.
+
+    Any other comes of what the task waited for, and says nothing of the task.
+    """
+    task = asyncio.current_task()
+    is_cancelled = isinstance(error, asyncio.CancelledError)
+    return is_cancelled and task is not None and task.cancelling() > 0
 
 
 def log_unexpected(error: BaseException, what: str) -> None:

@@ -33,7 +33,7 @@ def dead_letters(
     return letter, Outgoing(catalogue.dead_letters, b"", None, cut)
 
 
-def as_bad_record(error: Exception) -> BadRecordError:
+def as_bad_record(error: BaseException) -> BadRecordError:
     """Return an error as one of the record; log where an unexpected one was raised.
 
     Its text is left out: it may hold text of the payload.

@@ -263,7 +263,7 @@ class EvidenceWriter:
         )
 
     def set_aside(
-        self, record: Record, error: Exception, now: float, *, is_accepted: bool
+        self, record: Record, error: BaseException, now: float, *, is_accepted: bool
     ) -> Effect:
         """Return the dead letter of a record that can't be read or handled, whatever the error.
 

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,10 +174,12 @@ class FollowerService(QuietService):
     def __init__(self, follower: TopicFollower) -> None:
         super().__init__()
         self._follower = follower
+        self._has_reader = False
 
     async def on_start(self) -> None:
         """Read the existing records before anything is decided."""
         await self._follower.start()
+        self._has_reader = True
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
@@ -185,7 +188,8 @@ class FollowerService(QuietService):
 
     async def on_shutdown(self) -> None:
         """Close the reader, once the task no longer uses it."""
-        await self._follower.stop()
+        if self._has_reader:
+            await self._follower.stop()
 
 
 class ServiceGroup(QuietService):
@@ -238,10 +242,14 @@ def run_app(
         pages: those beside health and readiness, by path.
         views: the same, for pages that read their request.
         metrics: the page at ``/metrics``.
+
+    Raises:
+        SystemExit: 1, the port is taken.
     """
     set_up_logging(settings.log_level, settings.log_format)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
     logger.info("%s %r starts with %s", name, settings.instance, shown or "default settings")
+    _check_port(settings)
     app = _App(
         f"{settings.topic_prefix}-{name}",
         services=services,
@@ -267,6 +275,26 @@ def run_app(
     worker.work_s_max = work_s_max
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
+
+
+def _check_port(settings: Settings) -> None:
+    """End the process with a line where its port can't be had: Faust's traceback has hundreds."""
+    if not settings.web_port:
+        return
+    try:
+        family, *_, address = socket.getaddrinfo(
+            settings.web_host, settings.web_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family) as tried:
+            # As servers do: what a process of before has left in TIME_WAIT is in nobody's way.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        logger.critical(
+            "nothing can listen on %s, port %d (SHUNTER_WEB_HOST, SHUNTER_WEB_PORT): %s",
+            *(settings.web_host, settings.web_port, error),
+        )
+        raise SystemExit(1) from error
 
 
 def _add_page(app: faust.App, path: str, page: Page) -> None:

@@ -31,9 +31,9 @@ class Workers:
         return [s for s in self._reports.get(pool, {}).values() if is_live(s, now)]
 
     def forget(self, now: float) -> None:
-        """Drop the workers that have long been silent."""
+        """Drop the workers that have long been silent, and those of a time far from now."""
         for pool, reports in list(self._reports.items()):
-            for name in [n for n, s in reports.items() if now - s.at > FORGOTTEN_S]:
+            for name in [n for n, s in reports.items() if abs(now - s.at) > FORGOTTEN_S]:
                 del reports[name]
             if not reports:
                 del self._reports[pool]

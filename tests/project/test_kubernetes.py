@@ -13,8 +13,10 @@ import pytest
 import yaml
 from promql import uses
 
+from gateway import server
 from policies import compile_options
 from streams.config.declarations import load_fleet
+from streams.hosting import stop_limit
 from streams.metrics.registry import REPLICAS_BY_DUE
 from streams.tracing.setup import from_environment
 from topics import Settings
@@ -46,6 +48,7 @@ SETTINGS = dict(
 )
 # Closing consumers, producers and the trace exporter, after the drain.
 CLOSE_S_MAX = 15
+PDB = "PodDisruptionBudget"
 KEDA = orjson.loads((HERE.parent.parent / "tests" / "data" / "keda-2.21.0.json").read_bytes())
 
 
@@ -192,6 +195,27 @@ def test_the_scaler_reads_what_routers_tell() -> None:
         # What it gives is tested by `promtool`.
         assert query.replace(f'pool="{pool}"', 'pool="p"') in TESTED
         assert trigger["metadata"]["threshold"] == str(options.by_pool[pool][0].replicas)
+
+
+def test_a_gateway_takes_requests_until_nobody_is_sent_to_it() -> None:
+    pod = DEPLOYMENTS["gateway"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (sleep, int(seconds) >= 5) == ("sleep", True)
+    needed = int(seconds) + server.STOP_S_MAX + stop_limit.STOP_S_MAX
+    assert pod["terminationGracePeriodSeconds"] >= needed
+
+
+def test_no_drain_of_nodes_takes_all_routers_or_gateways_at_once() -> None:
+    budgets = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == PDB}
+    several = {
+        e["metadata"]["name"]: e["spec"] for e in SERVING if e["spec"].get("replicas", 1) > 1
+    }
+    assert budgets.keys() == several.keys() == {"router", "gateway"}
+    for name, budget in budgets.items():
+        assert budget["maxUnavailable"] == 1
+        labels = several[name]["template"]["metadata"]["labels"]
+        assert budget["selector"]["matchLabels"].items() <= labels.items()
 
 
 def test_settings_are_settings() -> None:

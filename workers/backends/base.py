@@ -10,6 +10,9 @@ from topics import InferenceRequest, Placement, Profile, Response, ServerLoad, U
 Retry = Literal["here", "elsewhere", "never"]
 """Target of a retry after a failed call: the same server, another pool, none."""
 
+INPUTS_MAX = 2048
+"""Texts of a request that a backend here computes by itself: as many as OpenAI takes."""
+
 
 @dataclass(slots=True)
 class CallMeter:

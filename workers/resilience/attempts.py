@@ -8,7 +8,7 @@ from typing import Any
 from policies import Option
 from streams.engine.clock import Clock
 from streams.engine.log import LogError
-from streams.engine.unexpected_errors import log_unexpected
+from streams.engine.unexpected_errors import is_asked_for, log_unexpected
 from topics import Profile
 from workers.backends.base import Backend, Call, CallError, Outcome
 from workers.resilience.circuit_breaker import Breakers
@@ -110,8 +110,7 @@ class Attempts:
             except LogError:
                 raise
             except (Exception, asyncio.CancelledError) as defect:
-                task = asyncio.current_task()
-                if isinstance(defect, asyncio.CancelledError) and task and task.cancelling():
+                if is_asked_for(defect):
                     raise
                 # No request ends a worker, or stays open because nobody cancelled it.
                 log_unexpected(defect, f"the backend of {call.placement.pool} failed on a request")

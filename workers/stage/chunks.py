@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from streams.engine.clock import Clock
+from streams.engine.unexpected_errors import is_asked_for
 from streams.kafka.idempotent_producer import started_producer
 from streams.service import QuietService
 from topics import Catalogue, Placement, Profile, Settings, StreamPiece, encode
@@ -85,10 +86,13 @@ class Stream:
         try:
             async with asyncio.timeout(PUBLISH_S_MAX):
                 await asyncio.gather(*sent)
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, TimeoutError, asyncio.CancelledError) as error:
+            # A producer that is closed cancels what it has not sent.
+            if is_asked_for(error):
+                raise
             self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         self._is_given_up = True
         told = error or type(error).__name__
         logger.warning(

@@ -19,6 +19,7 @@ from streams.config.active_policy import DecisionContext
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
+from streams.engine.unexpected_errors import is_asked_for
 from streams.evidence.records import EvidenceWriter
 from topics import Progress
 from workers.backends.base import CallError
@@ -98,7 +99,7 @@ class Worker:
         self._pace = StartLimiter()
         self.backlog = BacklogEstimate(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
-        self._failure: LogError | None = None
+        self._failure: BaseException | None = None
         self.is_draining = False
 
     @property
@@ -271,22 +272,19 @@ class Worker:
         try:
             self._admit(lane, record, offsets)
         except Exception as error:  # noqa: BLE001 - no record ends a process
-            now = self._clock.now()
-            letter = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
-            lane.ready.append((record.offset, letter))
+            self._set_aside(lane, record, error)
+
+    def _set_aside(self, lane: Lane, record: Record, error: BaseException) -> None:
+        now = self._clock.now()
+        letter = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
+        lane.ready.append((record.offset, letter))
 
     def _admit(self, lane: Lane, record: Record, offsets: int) -> None:
         task = self._read(record)
         if self._cancellations.find(task.routed.profile.id) is not None:
             self._end_cancelled(lane, task)
             return
-        if task.routed.variant not in self._options:
-            message = f"{self._pool} does not serve {task.routed.variant!r} any more"
-            failure = CallError("variant_not_served", message, retry="elsewhere")
-            effect = self._ending.failed(task, failure, self._clock.now())
-            lane.ready.append((record.offset, effect))
-            return
-        error = outside(task.routed, self._options[task.routed.variant], self._policy)
+        error = outside(task.routed, self._options, self._policy)
         if error is not None:
             effect = self._ending.failed(task, error, self._clock.now())
             lane.ready.append((record.offset, effect))
@@ -364,21 +362,22 @@ class Worker:
         if running.cancelled() and is_by_client:
             self._end_cancelled(lane, task)
         elif not running.cancelled():
+            # What could not even be set aside is a successor's.
+            self._failure = self._failure or running.exception()
             # What is cancelled makes room too, but perhaps all of it is being stopped; if not, the
             # next step starts others.
             self._start_waiting()
 
     async def _run(self, lane: Lane, task: Task) -> None:
+        record = task.routed.record
         try:
             effect = await self._execute(task)
-        except LogError as error:
-            self._failure = error
-            return
-        except Exception as error:  # noqa: BLE001 - no record ends a process
-            now = self._clock.now()
-            record = task.routed.record
-            effect = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
-        lane.ready.append((task.routed.record.offset, effect))
+            lane.ready.append((record.offset, effect))
+        except (Exception, asyncio.CancelledError) as error:
+            if is_asked_for(error):
+                raise
+            # No request ends a worker, or stays open because nobody cancelled it.
+            self._set_aside(lane, record, error)
 
     async def _execute(self, task: Task) -> Effect:
         # By the terms that it begins under: its evidence names these, whatever comes meanwhile.

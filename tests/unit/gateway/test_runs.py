@@ -14,6 +14,8 @@ from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from streams.engine.clock import SystemClock
 
+KEY = Key("acme", "/", "k")
+
 
 async def test_it_is_cancelled_as_soon_as_kafka_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "CANCEL_AGAIN_S", 0.01)
@@ -35,7 +37,7 @@ async def test_it_is_cancelled_as_soon_as_kafka_answers(monkeypatch: pytest.Monk
     assert tried == ["req_1"] * 3
 
 
-@pytest.mark.parametrize("key", [None, Key("acme", "/", "k")])
+@pytest.mark.parametrize("key", [None, KEY])
 async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: Key | None) -> None:
     cancelled: list[str] = []
     begun: list[Any] = []
@@ -75,3 +77,43 @@ async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: K
     for work in begun:
         await work
     assert cancelled == ([] if key else ["req_1"])
+
+
+@pytest.mark.parametrize(
+    ("may_be_there", "key", "is_back"),
+    [(True, None, False), (True, KEY, False), (True, KEY, True), (False, None, False)],
+)
+async def test_what_kafka_may_have_all_the_same_runs_for_nobody(
+    may_be_there: bool, key: Key | None, is_back: bool
+) -> None:
+    cancelled: list[str] = []
+    begun: list[Any] = []
+
+    @contextlib.contextmanager
+    def follow(request_id: str) -> Iterator[Mailbox]:
+        yield Mailbox(request_id)
+
+    async def cancel(request_id: str, reason: str) -> None:
+        assert "Kafka" in reason
+        cancelled.append(request_id)
+
+    async def publish(*_: Any, **__: Any) -> None:
+        raise UnavailableError("no answer", may_be_there=may_be_there)
+
+    gateway: Any = SimpleNamespace(
+        clock=SystemClock(),
+        exchange=SimpleNamespace(
+            follow=follow, cancel=cancel, publish=publish, is_followed=lambda _: is_back
+        ),
+        claims=SimpleNamespace(find=lambda _: None),
+        settings=SimpleNamespace(gateway_reclaim_s=0.01),
+        is_stopping=False,
+        begin=begun.append,
+    )
+    span: Any = SimpleNamespace(publication=lambda _: None, headers=lambda _: [])
+    with pytest.raises(UnavailableError):
+        await followed(gateway, Run("req_1", key), b"{}", [], span).__aenter__()
+    for work in begun:
+        await work
+    # With a key it goes on for whoever has come back for it.
+    assert cancelled == ([] if is_back or not may_be_there else ["req_1"])

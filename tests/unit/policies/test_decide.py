@@ -22,7 +22,7 @@ from policy_cases import (
 )
 
 from policies import Decision, FleetView, Situation, idle_view, situation
-from policies.fleet_state.view import MISSED_BEATS_MAX
+from policies.fleet_state.view import AHEAD_S_MAX, MISSED_BEATS_MAX
 from policies.placement.decide import codes_by_pool
 from policies.scoring.candidates import Candidates
 from policies.scoring.estimate import chance, estimate
@@ -234,6 +234,19 @@ def test_a_worker_that_falls_silent_is_dead_after_some_beats() -> None:
     where.view.prune(last + 0.1)
     assert decide_in(profile(), where, NOW).reason == "pool_unavailable"
     assert where.view.version > seen
+
+
+def test_a_heartbeat_from_far_ahead_is_no_sign_of_life() -> None:
+    where = a_situation("silicon")
+    where.view.report(status("silicon", at=NOW + AHEAD_S_MAX))
+    where.view.prune(NOW)
+    assert decide_in(profile(), where, NOW).action == "place"
+    where.view.report(status("silicon", at=NOW + 3 * 86_400.0))
+    where.view.prune(NOW)
+    assert decide_in(profile(), where, NOW).reason == "pool_unavailable"
+    where.view.report(status("silicon", at=NOW + 1.0))
+    where.view.prune(NOW + 1.0)
+    assert decide_in(profile(), where, NOW + 1.0).action == "place"
 
 
 def test_a_pool_that_the_fleet_does_not_have_changes_nothing() -> None:

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_draws_of_runs_that_cost_nothing_have_no_ratio(tmp_path: Path) -> None:
     assert "of 1 draws" in outcome(*words).stdout
 
 
-def interrupted(work: str) -> tuple[int, str]:
+def interrupted(work: str, kill: Callable[[int, int], None] = os.killpg) -> tuple[int, str]:
     """The exit status and words of processes that a terminal interrupts once one says so."""
     begin = "import os, signal, time\nfrom shunter.backtest.parallel_runs import forked\n"
     with subprocess.Popen(
@@ -91,22 +93,56 @@ def interrupted(work: str) -> tuple[int, str]:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        os.killpg(process.pid, signal.SIGINT)
+        kill(process.pid, signal.SIGINT)
         told, _ = process.communicate(timeout=30)
     return process.returncode, told
 
 
-def test_ctrl_c_ends_the_idle_and_the_busy_without_a_word() -> None:
-    """A terminal interrupts those that work for others, too."""
+@pytest.mark.parametrize("kill", [os.killpg, os.kill])
+def test_ctrl_c_ends_the_idle_and_the_busy_without_a_word(kill: Callable[[int, int], None]) -> None:
+    """A terminal interrupts those that work for others, too; `kill -INT` the first alone."""
     status, told = interrupted(
         "try:\n"
         "    with forked(2, id, None) as processes:\n"
-        "        processes.submit(print, 'begun', flush=True).result()\n"
-        "        [each.result() for each in [processes.submit(time.sleep, 600)]]\n"
+        "        busy = 'import time; print(\"begun\", flush=True); time.sleep(600)'\n"
+        "        processes.submit(exec, busy).result()\n"
         "except KeyboardInterrupt:\n"
-        "    os._exit(130)\n"
+        "    os._exit(130)\n",
+        kill,
     )
     assert (status, told) == (130, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_those_that_work_for_a_process_end_with_it(number: int) -> None:
+    work = (
+        "from shunter.backtest.parallel_runs import forked\n"
+        "busy = 'import time; print(\"begun\", flush=True); time.sleep(600)'\n"
+        "with forked(2, id, None) as processes:\n"
+        "    processes.submit(exec, busy).result()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", work], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(number)
+        process.wait(30)
+        end_at = time.monotonic() + 30
+        while is_any_left(process.pid) and time.monotonic() < end_at:
+            time.sleep(0.02)
+        left = is_any_left(process.pid)
+        if left:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert not left
+
+
+def is_any_left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_ctrl_c_while_processes_are_forked_is_not_lost() -> None:

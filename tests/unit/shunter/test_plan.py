@@ -98,6 +98,19 @@ def test_without_offers_a_pool_costs_what_the_fleet_says() -> None:
     assert offer.usd_per_hour == FLEET.devices[FLEET.pools[POOL].device].usd_per_hour
 
 
+def test_a_pool_without_offers_is_interrupted_as_the_fleet_says() -> None:
+    spot = FLEET.pools["cpu-eu"].model_copy(update={"interruptions_per_hour": 2.0})
+    fleet = FLEET.model_copy(update={"pools": FLEET.pools | {"cpu-eu": spot}})
+    assert rent("cpu-eu", 3, fleet, Market()).interruptions_per_hour == 2.0
+    own = Rentable(offers=(Offer(name="own", usd_per_hour=1.0, interruptions_per_hour=0.5),))
+    for known, rate in ((Market(), 2.0), (Market(pools={"cpu-eu": own}), 0.5)):
+        judge = Judge(replace(SETTING, fleet=fleet), known, 0.99, 0.95)
+        judged = judge._setting_of({"cpu-eu": 3, "silicon-us": 1})
+        # Both what comes and what the policy knows of it.
+        assert judged.reality.preemptions_per_hour == {"cpu-eu": rate}
+        assert judged.fleet.pools["cpu-eu"].interruptions_per_hour == rate
+
+
 def test_sites_bear_so_much_power_and_so_many_devices() -> None:
     power_w = FLEET.devices[FLEET.pools[POOL].device].power_w
     assert power_w is not None

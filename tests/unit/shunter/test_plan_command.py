@@ -16,7 +16,7 @@ from shunter.backtest.suite import Setting
 from shunter.cli import app
 from shunter.console import UserError
 from shunter.plan.judge import Case, FleetVerdict, Judge
-from shunter.plan.market import Counts, Market, Rentable
+from shunter.plan.market import Counts, Market, Offer, Rentable
 from shunter.plan.search import FleetSearch, NoPlanError
 from streams.config.declarations import load_fleet, load_policy
 
@@ -169,6 +169,27 @@ def test_fewer_replicas_that_pay_more_for_tokens_are_no_better() -> None:
     held = [each for each in search.seen.values() if each.is_kept]
     assert found.usd_per_hour == min(each.usd_per_hour for each in held)
     assert found.usd_per_hour == pytest.approx(8.0 * 6 + 1000 / 36)
+
+
+def test_of_what_costs_nothing_no_more_is_rented_than_is_needed() -> None:
+    few = {name: Rentable(replicas_max=0) for name in FLEET.pools}
+    free = Rentable(offers=(Offer(name="own", usd_per_hour=0.0),))
+    market = Market(pools=few | {"premium-eu": free})
+    judge = Judge(Setting(sample(5), FLEET, POLICY, Reality()), market, 0.99, 0.95)
+    search, judging = FleetSearch(judge, [], 60.0, lambda _: None), cast(Any, Judging(9, 0))
+    search._ends_at = float("inf")
+    (start,) = search._judged(judging, [{"premium-eu": 8}])
+    found = search._shrunk(judging, start)
+    assert (found.counts, found.usd_per_hour) == ({"premium-eu": 5}, 0.0)
+
+
+def test_what_is_taken_away_more_than_once_a_second_is_refused(tmp_path: Path) -> None:
+    declared = yaml.safe_load(Path("policies/defaults/fleet.yaml").read_bytes())
+    declared["pools"]["cpu-eu"]["interruptions_per_hour"] = 4000
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump(declared))
+    told = "pools.cpu-eu.interruptions_per_hour is 4000: a plan takes 3600 at most"
+    assert told in refusal("--fleet", fleet)
 
 
 def test_what_is_paid_for_tokens_is_told_beside_rents(tmp_path: Path) -> None:

@@ -28,6 +28,14 @@ class TestPools:
         assert (pool.load, pool.backlog_s) == (0.5, 0.5)
         assert (pool.speed["v"], pool.circuits) == (1.2, {"w": "open"})
 
+    def test_a_worker_of_a_wrong_clock_is_not_shown_for_ever(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status(at=NOW + 3 * 86_400.0))
+        assert of_pool(topics.shown(), "silicon-us").state == "none"
+        assert topics.view.workers.newest("silicon-us") is None
+        self.put(topics, self.status(instance="x"))
+        assert of_pool(topics.shown(), "silicon-us").workers == 1
+
     def test_a_variant_counts_as_drifted_until_a_later_verdict(self) -> None:
         topics = Topics()
         for verdict, drifted in (("open", []), ("drifted", ["v"]), ("as_reference", [])):

@@ -1,6 +1,7 @@
 """Settings that a process of Shunter makes for itself."""
 
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ import pytest
 
 from streams.hosting import readiness, services
 from streams.service import Repeated
+from topics import Settings
 
 # Blocks that together are more than glibc keeps by itself, as those of a poll of large requests.
 PROGRAM = """
@@ -172,6 +174,26 @@ def test_a_process_that_was_told_to_stop_ends_though_kafka_or_a_part_of_it_hangs
     assert "its parts have not stopped in 1 s" in by_limit
     assert by_silence.startswith("0 "), ran.stderr
     assert "no Kafka broker answers" in by_silence
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "set_up_logging", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            services.run_app("test", Settings(web_port=port), [])
+    assert ended.value.code == 1
+    told = caplog.records[-1].getMessage()
+    assert f"port {port} (SHUNTER_WEB_HOST, SHUNTER_WEB_PORT)" in told
+    assert "in use" in told
+
+
+async def test_a_follower_that_never_began_has_nothing_to_close() -> None:
+    """As where another service of its group fails to start."""
+    follower: Any = SimpleNamespace(topics=("t",))
+    await services.FollowerService(follower).on_shutdown()
 
 
 async def test_readiness_says_why_there_is_none_and_liveness_is_another_matter(

@@ -18,7 +18,7 @@ from policies import Option
 from policies.hardware import pool_fill
 from policies.hardware.replica import USUAL, FillLimits, choose_replica
 from streams.engine.clock import SystemClock
-from workers.backends.base import Call, CallError, Outcome
+from workers.backends.base import INPUTS_MAX, Call, CallError, Outcome
 from workers.backends.simulated import backend as simulated
 from workers.backends.simulated.backend import SimulatedBackend
 from workers.backends.simulated.responses import (
@@ -180,6 +180,22 @@ async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(star
     assert (caught.value.code, caught.value.retry) == ("memory", "elsewhere")
     assert (await soon(fits, "the other")).usage.output_tokens == 20
     assert backend.load().backlog_s == 0.0
+
+
+@pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/moderations"])
+async def test_texts_without_an_end_are_refused_before_they_stop_the_process(
+    start: Start, url: str
+) -> None:
+    """Each is a vector; of a megabyte of empty ones they took minutes, and gigabytes."""
+    backend = await start()
+    few, many = (
+        make_call(url=url, id=str(n), body={"model": "yard-8b", "input": [""] * n})
+        for n in (INPUTS_MAX, INPUTS_MAX + 1)
+    )
+    with pytest.raises(CallError, match="2048 texts at most") as caught:
+        await soon(backend.execute(many), "the refusal")
+    assert (caught.value.code, caught.value.retry) == ("request_refused", "never")
+    assert (await soon(backend.execute(few), "the answer")).response.status_code == 200
 
 
 async def test_a_reply_that_the_context_cuts_off_says_so(start: Start) -> None:

@@ -24,6 +24,7 @@ class OneOfMany:
         made.append(self)
         self.refusal: KafkaError | None = None
         self.later: KafkaError | None = None
+        self.stored: asyncio.Future[object] | None = None
         self.sent = 0
         self.is_stopped = False
 
@@ -37,6 +38,8 @@ class OneOfMany:
         if self.refusal is not None:
             raise self.refusal
         self.sent += 1
+        if self.stored is not None:
+            return self.stored
         stored: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         if self.later is None:
             stored.set_result(None)
@@ -87,3 +90,17 @@ async def test_a_piece_that_is_too_large_says_nothing_of_the_producer(
     made[0].refusal = None
     await tell(publisher)
     assert [(each.is_stopped, each.sent) for each in made] == [(False, 2)]
+
+
+async def test_pieces_that_a_closed_producer_cancels_leave_a_gap_and_no_more(
+    made: list[OneOfMany], caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = StreamPublisher(Settings(), FakeClock(START))
+    stream = Streams(publisher).open(make_profile(make_policy()))
+    await stream.tell({"choices": []})
+    waits: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    waits.cancel()
+    made[0].stored = waits
+    await stream.tell({"choices": []})
+    await stream.finish()
+    assert "has a gap" in caplog.text

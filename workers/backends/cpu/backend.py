@@ -12,12 +12,11 @@ from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace
 from streams.engine.clock import Clock
 from topics import Response, Usage, VariantStatus
-from workers.backends.base import Call, CallError, Load, Outcome
+from workers.backends.base import INPUTS_MAX, Call, CallError, Load, Outcome
 from workers.backends.cpu.models import Embedder, TooLongError
 from workers.backends.cpu.moderation import Moderator
 from workers.backends.error_log import ErrorLog
 
-INPUTS_MAX = 2048
 ENCODINGS = ("float", "base64")
 
 

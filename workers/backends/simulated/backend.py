@@ -28,9 +28,10 @@ from policies.scoring.slo import kept
 from streams.engine.clock import Clock
 from topics import Profile, Response, ServerLoad, Usage, VariantStatus
 from topics.bounded_dict import BoundedDict
-from workers.backends.base import Call, CallError, Load, Outcome
+from workers.backends.base import INPUTS_MAX, Call, CallError, Load, Outcome
 from workers.backends.simulated.responses import (
     body,
+    count_inputs,
     finish_reason,
     output_tokens,
     piece,
@@ -133,6 +134,10 @@ class SimulatedBackend:
         """
         if self._is_still:
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
+        if count_inputs(call.request) > INPUTS_MAX:
+            # Texts may be empty, and then no context limits them.
+            message = f"body.input is a text, or a list of {INPUTS_MAX} texts at most"
+            raise CallError("request_refused", message, retry="never")
         profile, variant = call.profile, call.placement.model_variant
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)

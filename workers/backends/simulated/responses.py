@@ -163,13 +163,13 @@ def _completion(_request: InferenceRequest, tokens: int, ended: str) -> dict[str
 def _embeddings(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
     rows = [
         {"object": "embedding", "index": index, "embedding": _vector(f"{request.id}/{index}")}
-        for index in range(_count_inputs(request))
+        for index in range(count_inputs(request))
     ]
     return {"object": "list", "data": rows}
 
 
-def _count_inputs(request: InferenceRequest) -> int:
-    """Return the number of inputs; a list of numbers is one input, given as token ids."""
+def count_inputs(request: InferenceRequest) -> int:
+    """Return the number of texts of a request; a list of numbers is one, given as token ids."""
     inputs = request.body.get("input")
     if not isinstance(inputs, list) or not inputs or isinstance(inputs[0], int):
         return 1
@@ -186,7 +186,7 @@ def _vector(seed: str) -> list[float]:
 
 def _moderations(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
     result = {"flagged": False, "categories": {}, "category_scores": {}}
-    return {"results": [result] * _count_inputs(request)}
+    return {"results": [result] * count_inputs(request)}
 
 
 _ANSWERS: dict[str, Callable[[InferenceRequest, int, str], dict[str, Any]]] = {
