@@ -26,6 +26,9 @@ RATIO_MAX = 4.0
 # of its noise. Prompts that come beside a reply make some measurements much longer, and none
 # shorter; a promise is to be what most requests get.
 UNLEARNED, LONGER = 2.0, 0.5
+# The variance that the decode of a short reply has more, for each step: a prompt beside it makes a
+# reply of two tokens many times as long, and is lost in one of hundreds. None from so many steps on.
+SHORT, STEPS_MANY = 8.0, 16
 # Of the larger of compute and memory time, and the smaller: to which the difference is put down.
 SHARPNESS = 4
 # Measurements of which the weight of the prior falls to a third.
@@ -136,7 +139,8 @@ class DeviceConstants:
         else:
             self._measured(took.first_s, first)
             if steps:
-                self._measured(took.total_s - took.first_s, rest)
+                doubt = max(0.0, SHORT / steps - SHORT / STEPS_MANY)
+                self._measured(took.total_s - took.first_s, rest, doubt)
         self._rooflines.clear()
 
     def _first(self, option: Option, input_tokens: int, cached_tokens: int) -> _Parts:
@@ -172,8 +176,8 @@ class DeviceConstants:
         )
         return parts
 
-    def _measured(self, took_s: float, parts: _Parts) -> None:
-        """Move the logarithms towards what explains a measurement."""
+    def _measured(self, took_s: float, parts: _Parts, doubt: float = 0.0) -> None:
+        """Move the logarithms towards what explains a measurement, the less the more doubtful."""
         by_constant = parts.constants()
         expected_s = sum(by_constant) + parts.fixed
         if took_s <= 0 or expected_s <= 0 or expected_s <= parts.fixed:
@@ -188,7 +192,7 @@ class DeviceConstants:
         along = [sum(covariance[i][j] * slopes[j] for j in size) for i in size]
         unknown = max(0.0, sum(slopes[i] * along[i] for i in size))
         noise = NOISE + (2.0 * fixed) ** 2
-        spread = unknown + noise
+        spread = unknown + noise + doubt
         off = min(off, UNLEARNED * sqrt(unknown) + LONGER * sqrt(noise))
         limit = log(FACTOR_MAX)
         for i in size:

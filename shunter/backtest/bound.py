@@ -1,6 +1,6 @@
 """The lower bound: no schedule that serves every request within its SLO costs less.
 
-docs/placement.md derives each inequality. In short: a clairvoyant plan knows arrivals and lengths
+docs/bound.md derives each inequality. In short: a clairvoyant plan knows arrivals and lengths
 and may split requests among pools, but each token is computed somewhere, each decode step streams
 the weights it touches, no more sequences share a step than places, memory and TPOT allow, and a
 device that decodes is busy.

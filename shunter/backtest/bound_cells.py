@@ -2,7 +2,7 @@
 
 A request's prompt and its decode steps are split among the cells in which they may be. Requests of
 the same cells go together: a pool's programme has flows of what they need, not of each of them.
-docs/placement.md derives the rows.
+docs/bound.md derives the rows.
 """
 
 from bisect import bisect_left

@@ -2,7 +2,7 @@
 
 The time after the last arrival is cut into spans. In each, a pool has as many iterations of a
 variant as any single sequence has steps there, only those requests share them that may still run
-then, and who shares them makes them longer. docs/placement.md derives the rows.
+then, and who shares them makes them longer. docs/bound.md derives the rows.
 """
 
 from collections.abc import Mapping, Sequence

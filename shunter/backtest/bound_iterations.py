@@ -4,7 +4,7 @@ An iteration takes the larger of its arithmetic and its memory traffic. Over all
 prompts (arithmetic) would hide behind decode steps (memory) for nothing. Only so many iterations
 have a prompt in them as prompts have chunks, though, so that those are counted apart from the
 others, and those with short prompts alone apart from those with long ones: in each kind the larger
-of the two counts. docs/placement.md derives the rows.
+of the two counts. docs/bound.md derives the rows.
 """
 
 import math

@@ -193,3 +193,20 @@ def test_prompts_that_come_beside_some_replies_are_not_put_down_to_the_device() 
         constants.learn(option, 1000, 0, 100, Measured(first_s, first_s + rest_s + beside_s))
     promised_s = constants.roofline(option).decode_s(100, 1, 1000)
     assert promised_s == pytest.approx(rest_s, rel=0.12)
+
+
+def short_replies(times: float, count: int) -> Factors:
+    """Return what a pool learns of replies of three tokens that take so many times the decode."""
+    option, constants = OPTIONS.by_pool["silicon-us"][0], DeviceConstants()
+    first_s = option.latency_s + option.roofline.prefill_s(500)
+    rest_s = times * option.roofline.decode_s(3, 1, 500)
+    for _ in range(count):
+        constants.learn(option, 500, 0, 3, Measured(first_s, first_s + rest_s))
+    return constants.factors
+
+
+def test_a_burst_of_short_replies_makes_no_device_slow() -> None:
+    """As when a trace begins: replies of a few tokens end first, beside everybody's prompts."""
+    assert short_replies(4.0, 1).step < 1.15
+    assert short_replies(4.0, 5).step < 1.5
+    assert short_replies(4.0, 200).step > 3.0

@@ -24,7 +24,7 @@ SOLVED = 1e-6
 
 
 def kind_of(kinds: Kinds, run: RunWitness, iteration: Iteration, last_s: float) -> Iterations:
-    """Return the kind that docs/placement.md says an iteration is of."""
+    """Return the kind that docs/bound.md says an iteration is of."""
     span = bisect_left([last_s + at for at in SPANS_AT_S], iteration.ends_at)
     span = min(span, len(kinds.others) - 1)
     if not iteration.ended and not iteration.cut:
