@@ -334,7 +334,7 @@ class Transactor(Committer):
         own = first if progress is None else max(first, progress.next_offset)
         start = own if told is None else told
         epoch = None
-        if progress is not None and start == progress.next_offset:
+        if progress is not None and (told is None or start == progress.next_offset):
             # Records that a stage has read beyond its progress may be of a later leader: compared
             # with the end of an earlier one they would count as lost.
             epoch = progress.leader_epoch
@@ -376,8 +376,10 @@ class Transactor(Committer):
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         # Even without work: readers of the last commit may be waiting.
         await self._replace_cut_off(partition)
-        if records and records[-1].leader_epoch is not None:
-            self._epochs[partition] = records[-1].leader_epoch
+        if records and (newest := records[-1].leader_epoch) is not None:
+            # Progress may tell of records beyond these that a predecessor read and finished.
+            known = self._epochs.get(partition)
+            self._epochs[partition] = newest if known is None else max(known, newest)
         work = await self._stage.work(partition, records)
         if work is not None:
             await self._write(partition, work)

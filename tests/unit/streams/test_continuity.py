@@ -181,6 +181,131 @@ async def test_a_lane_that_was_made_again_drops_no_request_by_stale_finished_off
     await transactor.stop()
 
 
+async def half_finished(yard: Yard) -> Partition:
+    """Return a lane of four requests: a worker has finished the last, and runs the others."""
+    backend = ScriptedBackend()
+    for n in range(4):
+        place(yard, f"c{n}", number=0)
+    transactor = await yard.run(make_worker(yard, backend))
+    await transactor.step()
+    backend.finish("c3")
+    for _ in range(5):
+        await transactor.step()
+    newest = yard.cluster.records(yard.catalogue.progress)[-1]
+    assert decode(Progress, newest.value or b"").finished == (3,)
+    return Partition(yard.catalogue.pool_lane("premium-eu", "direct"), 0)
+
+
+async def test_a_lane_that_lost_what_is_finished_above_an_open_request_drops_no_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All below the lowest open offset is there, but 3 is another request by now."""
+    yard = Yard()
+    lane = await half_finished(yard)
+    yard.cluster.lose_tail(lane, 2)
+    for n in range(4):
+        place(yard, f"new{n}", number=0)
+    again = ScriptedBackend()
+    worker = make_worker(yard, again)
+    await serve(yard, worker)
+    assert again.running == []
+    assert "has done all below 0 and 1 from there on, and what it has read ends at 2" in caplog.text
+    message = await recover(yard, worker.group, lane)
+    assert "All below 0 counts as done, and what stands from there on is taken" in message
+    transactor = await serve(yard, make_worker(yard, again))
+    assert again.running == ["c0", "c1", "new0", "new1"]
+    await transactor.stop()
+
+
+async def test_a_recovery_keeps_what_is_finished_below_the_end_that_was_lost() -> None:
+    yard = Yard()
+    lane = await half_finished(yard)
+    # Another leads when the next is read.
+    yard.cluster.lose_tail(lane, yard.cluster.logs[lane].end)
+    place(yard, "c4", number=0)
+    backend = ScriptedBackend()
+    transactor = await serve(yard, make_worker(yard, backend))
+    backend.finish("c0")
+    for _ in range(5):
+        await transactor.step()
+    newest = decode(Progress, yard.cluster.records(yard.catalogue.progress)[-1].value or b"")
+    assert (newest.next_offset, newest.finished, newest.leader_epoch) == (1, (3,), 1)
+    place(yard, "c5", number=0)
+    backend.finish("c4")
+    for _ in range(5):
+        await transactor.step()
+    yard.cluster.lose_tail(lane, 4)
+    again = ScriptedBackend()
+    worker = make_worker(yard, again)
+    await serve(yard, worker)
+    message = await recover(yard, worker.group, lane)
+    assert "All below 1 counts as done, so do 1 from there on, and what else stands" in message
+    for n in range(2):
+        place(yard, f"new{n}", number=0)
+    transactor = await serve(yard, make_worker(yard, again))
+    assert again.running == ["c1", "c2", "new0", "new1"]
+    await transactor.stop()
+
+
+async def test_what_is_read_of_an_older_leader_accuses_none_of_what_is_finished() -> None:
+    """A new owner reads what a first leader wrote, and knows what is finished of a second."""
+    yard = Yard()
+    lane = Partition(yard.catalogue.pool_lane("premium-eu", "direct"), 0)
+    for n in range(3):
+        place(yard, f"c{n}", number=0)
+    yard.cluster.lose_tail(lane, 3)
+    place(yard, "c3", number=0)
+    backend = ScriptedBackend()
+    transactor = await yard.run(make_worker(yard, backend))
+    await transactor.step()
+    backend.finish("c3")
+    for _ in range(5):
+        await transactor.step()
+    yard.cluster.members.clear()
+    backend = ScriptedBackend()
+    worker = make_worker(yard, backend)
+    transactor = await yard.run(worker, records_max=1)
+    await transactor.step()
+    backend.finish("c0")
+    for _ in range(5):
+        await transactor.step()
+    newest = decode(Progress, yard.cluster.records(yard.catalogue.progress)[-1].value or b"")
+    assert (newest.next_offset, newest.finished, newest.leader_epoch) == (1, (3,), 1)
+    with pytest.raises(RecoveryError, match="fits the log"):
+        await recover(yard, worker.group, lane)
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_many_broken_partitions_are_found_as_soon_as_one(
+    is_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they took longer than a takeover may: the process ended, for ever."""
+    yard = Yard()
+    for n in range(4):
+        for each in range(2):
+            yard.publish(n, id=f"a{n}-{each}")
+    await serve(yard)
+    if is_another:
+        yard.cluster.recreate("yard.requests")
+    else:
+        for n in range(3):
+            yard.cluster.lose_tail(Partition("yard.requests", n), 1)
+        yard.publish(3, id="new")
+    monkeypatch.setattr(continuity, "RETRY_S", 0.125)
+    sleep, slept = asyncio.sleep, 0
+
+    async def count_sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds == continuity.RETRY_S
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", count_sleep)
+    transactor = await serve(yard)
+    assert slept == continuity.TRIES - 1
+    assert len(list(transactor._broken)) == (4 if is_another else 3)
+    assert ("new" in served(yard)) is not is_another
+
+
 async def test_a_hold_that_lost_its_tombstones_releases_nothing_twice() -> None:
     yard = Yard()
     home = hold(yard, "gone", partition=0).partition
