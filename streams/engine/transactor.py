@@ -33,7 +33,7 @@ from streams.engine.committer import Committer
 from streams.engine.concurrency import few_at_a_time, wait_for_all
 from streams.engine.log import Log, LogError, Partition, Record, TakenOverError, Writer
 from streams.engine.partition_runs import PartitionRuns
-from streams.engine.retries import until_passed
+from streams.engine.retries import Limit, until_passed
 from streams.engine.signer import Signer
 from streams.engine.stage import Observer, Stage, Timed
 from topics import Progress
@@ -83,6 +83,7 @@ class Transactor(Committer):
         # Assigned to us, and not taken over yet; None before the first rebalance.
         self._given: Collection[Partition] | None = None
         self._restoring: asyncio.Future[list[int | None]] | None = None
+        self._limit = Limit()
         self._is_revoked = False
         self._is_doubtful = False
         self._has_share = False
@@ -266,7 +267,9 @@ class Transactor(Committer):
                     await self._drop(new)
                 raise
 
-        return await until_passed(self._log, f"taking over {len(new)} partitions", attempt)
+        self._limit = Limit()
+        what = f"taking over {len(new)} partitions"
+        return await until_passed(self._log, what, attempt, self._limit)
 
     async def _take_over(self, given: Collection[Partition]) -> bool:
         """Fence, find the predecessor's progress, restore; return whether they are still ours.
@@ -349,7 +352,9 @@ class Transactor(Committer):
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
         self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
         try:
-            return await self._restoring
+            # What there is to read may take minutes; without news the log gives up by itself.
+            with self._limit.standing_still():
+                return await self._restoring
         finally:
             self._restoring = None
 
