@@ -245,5 +245,11 @@ class BrokenPartitions:
             return False
         self._look_again_at = now + LOOK_AGAIN_S
         partitions = list(self._stored)
-        found = await read_progress(self._log, self._progress_topic, self._group, partitions)
+        try:
+            found = await read_progress(self._log, self._progress_topic, self._group, partitions)
+        except Exception as error:
+            if not self._log.is_passing(error):
+                raise
+            logger.warning("whether broken partitions are recovered is not known: %r", error)
+            return False
         return any(found.known.get(p) not in (None, self._stored[p]) for p in partitions)

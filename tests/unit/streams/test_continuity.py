@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hold_cases import hold, make_batcher
-from memory_log import MemoryLog
+from memory_log import CutOffError, MemoryLog
 from stream_cases import START, Yard, drain, keys, make_router, make_signer, make_transactor
 from tiers import seeds
 from worker_cases import ScriptedBackend, make_worker, place
@@ -104,6 +104,30 @@ async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
     await transactor.step()
     await drain(transactor)
     assert served(yard) == [*FIRST, "new"]
+
+
+async def test_who_waits_for_a_recovery_survives_a_broker_that_is_gone() -> None:
+    """Its other partitions would go to nobody else, and be lost with it each time."""
+    yard, _ = await after_a_loss()
+    yard.cluster.members.clear()
+    log = MemoryLog(yard.cluster)
+    transactor = await yard.run(make_router(yard), log)
+    await drain(transactor)
+    bounds, log.bounds = log.bounds, gone  # type: ignore[method-assign,assignment]
+    yard.publish(1, id="elsewhere")
+    await drain(transactor)
+    assert served(yard) == [*FIRST, "elsewhere"]
+    log.bounds = bounds  # type: ignore[method-assign]
+    yard.publish(0, id="new")
+    await recover(yard, "yard.router")
+    await transactor.step()
+    await drain(transactor)
+    assert served(yard) == [*FIRST, "elsewhere", "new"]
+
+
+async def gone(*_: object) -> Any:
+    """Answer as a broker does that is gone."""
+    raise CutOffError("the broker is gone")
 
 
 async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
