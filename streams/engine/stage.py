@@ -18,8 +18,6 @@ class Effect:
     is_dead_letter: bool = False
     subject: object = None
     """The stage's own data for ``done`` or ``refused``."""
-    spare: Outgoing | None = None
-    """Replaces the first record if the log refuses that."""
 
 
 class Refusal(NamedTuple):
