@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LOOK_AGAIN_S = 5.0
 # A recently deposed leader may report an older end: a fault is checked again.
 TRIES, RETRY_S = 8, 0.5
+# Interval of the looks at quiet partitions, and how long one may delay a poll.
+QUIET_LOOK_S, QUIET_ANSWER_S_MAX = 10.0, 1.0
 
 
 class BrokenLogError(LogError):
@@ -161,6 +163,69 @@ async def newest_epoch(
     if end is not None and end < position:
         await check_continuity(log, group, partition, Progress(position, leader_epoch=known))
     return newest
+
+
+class QuietPartitions:
+    """Looks now and then whether what was read of partitions is still there, of quiet ones too.
+
+    A log that has lost its end and has grown again to where its reader stands, and no further,
+    shows that reader nothing new: what stands there now would wait until more comes.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._look_at = 0.0
+        self._moved: set[Partition] = set()
+
+    async def look(
+        self,
+        group: str,
+        polled: Collection[Partition],
+        reached: Mapping[Partition, int],
+        epochs: Mapping[Partition, int | None],
+    ) -> None:
+        """Look, if it is time, at partitions of which nothing was polled since the last time.
+
+        Args:
+            group: that reads them.
+            polled: partitions of which something was read just now.
+            reached: the offset after the last record read of each.
+            epochs: the leader epoch of that record, where it is known.
+
+        Raises:
+            BrokenLogError: one has lost what was read.
+        """
+        self._moved.update(polled)
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at:
+            return
+        self._look_at = now + QUIET_LOOK_S
+        moved, self._moved = self._moved, set()
+        quiet = {
+            partition: Progress(offset, leader_epoch=epoch)
+            for partition, offset in reached.items()
+            if partition not in moved and (epoch := epochs.get(partition)) is not None
+        }
+        try:
+            for partition in await self._suspects(quiet):
+                await check_continuity(self._log, group, partition, quiet[partition])
+        except BrokenLogError:
+            raise
+        except Exception as error:
+            if not (isinstance(error, LogError) or self._log.is_passing(error)):
+                raise
+            logger.debug("whether quiet partitions are whole is not known: %r", error)
+
+    async def _suspects(self, quiet: Mapping[Partition, Progress]) -> list[Partition]:
+        async with asyncio.timeout(QUIET_ANSWER_S_MAX):
+            ends = await asyncio.gather(
+                *(self._log.epoch_end(p, each.leader_epoch or 0) for p, each in quiet.items())
+            )
+        return [
+            partition
+            for (partition, each), end in zip(quiet.items(), ends, strict=True)
+            if end is not None and end < each.next_offset
+        ]
 
 
 class BrokenPartitions:

@@ -139,6 +139,38 @@ async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
     assert served(yard) == FIRST
 
 
+async def test_a_tail_lost_under_a_member_is_found_though_nothing_stands_beyond_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else those requests wait for the next one, for ever on a quiet partition."""
+    monkeypatch.setattr(continuity, "QUIET_LOOK_S", 0.0)
+    yard, transactor = await after_a_loss()
+    for n in range(3):
+        yard.publish(0, id=f"new{n}")
+    with pytest.raises(BrokenLogError, match="ends at 3"):
+        await drain(transactor)
+    assert served(yard) == FIRST
+    await recover(yard, "yard.router")
+    await serve(yard)
+    assert served(yard) == [*FIRST, *NEW[:3]]
+
+
+async def test_a_quiet_partition_whose_leader_does_not_answer_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(continuity, "QUIET_LOOK_S", 0.0)
+    monkeypatch.setattr(continuity, "QUIET_ANSWER_S_MAX", 0.01)
+    yard = Yard()
+    yard.publish(0, id="a0")
+    log = MemoryLog(yard.cluster)
+    transactor = await yard.run(make_router(yard), log)
+    await drain(transactor)
+    for epoch_end in (gone, asyncio.Event().wait):
+        log.epoch_end = lambda *_, ask=epoch_end: ask()  # type: ignore[method-assign]
+        await drain(transactor)
+    assert served(yard) == ["a0"]
+
+
 async def test_what_a_member_tells_the_group_after_the_recovery_skips_nothing() -> None:
     """It had not noticed; found by the simulation, seed 866."""
     yard, _ = await after_a_loss()
