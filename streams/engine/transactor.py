@@ -35,7 +35,7 @@ from streams.engine.log import Log, LogError, Partition, Record, TakenOverError,
 from streams.engine.partition_runs import PartitionRuns
 from streams.engine.retries import Limit, until_passed
 from streams.engine.signer import Signer
-from streams.engine.stage import Observer, Stage, Timed
+from streams.engine.stage import Observer, ReadTo, Stage, Timed
 from topics import Progress
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Transactor(Committer):
         self._stopped = False
         # Assigned to us, and not taken over yet; None before the first rebalance.
         self._given: Collection[Partition] | None = None
-        self._restoring: asyncio.Future[list[int | None]] | None = None
+        self._restoring: asyncio.Future[list[ReadTo | None]] | None = None
         self._limit = Limit()
         self._is_revoked = False
         self._is_doubtful = False
@@ -331,16 +331,12 @@ class Transactor(Committer):
         return True
 
     def _begin(
-        self, partition: Partition, progress: Progress | None, first: int, told: int | None
+        self, partition: Partition, progress: Progress | None, first: int, told: ReadTo | None
     ) -> None:
-        """Continue at the progress, or at the stage's position if that is further."""
-        own = first if progress is None else max(first, progress.next_offset)
-        start = own if told is None else told
-        epoch = None
-        if progress is not None and (told is None or start == progress.next_offset):
-            # Records that a stage has read beyond its progress may be of a later leader: compared
-            # with the end of an earlier one they would count as lost.
-            epoch = progress.leader_epoch
+        """Continue at the progress, or at the stage's position if it has one."""
+        start, epoch = told or (first, None)
+        if told is None and progress is not None:
+            start, epoch = max(first, progress.next_offset), progress.leader_epoch
         self._epochs[partition] = epoch
         self._log.seek(partition, start, epoch)
         if progress is not None:
@@ -348,7 +344,7 @@ class Transactor(Committer):
             self._group_offsets.moved(partition, progress.next_offset)
         logger.info("took over %s at offset %d", partition, start)
 
-    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
+    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[ReadTo | None]:
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
         self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
         try:

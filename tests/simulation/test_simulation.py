@@ -103,7 +103,7 @@ ENGINE = {
         Rules(transactor=mutants.NoCriticalSection),
         TWICE,
         ("rebalance", "pause"),
-        seed=120,
+        seed=84,
         # What is forgotten in the middle of its work.
         defect=NOT_OURS,
     ),
@@ -183,9 +183,7 @@ STAGES = {
     "a block has all of its ids": Broken(
         Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=33
     ),
-    "what is held is read back": Broken(
-        Rules(batcher=mutants.TellsTooMuchHasEnded), r"is still held"
-    ),
+    "what is held is read back": Broken(Rules(batcher=mutants.TellsTooMuchHasEnded), NEVER),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
     "a decision names its policy": Broken(
         Rules(router=mutants.NamesTheFirstPolicy), r" again: ", seed=1

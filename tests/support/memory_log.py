@@ -265,7 +265,7 @@ class MemoryLog:
         for partition, records in polled.items():
             known = self._epochs.get(partition)
             self._epochs[partition] = await newest_epoch(
-                self, self._group, records, before[partition], known
+                self, self._group, records, self._reached.get(partition, before[partition]), known
             )
             self._reached[partition] = records[-1].offset + 1
         reached = {

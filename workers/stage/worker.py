@@ -192,11 +192,9 @@ class Worker:
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Restore the offsets that a predecessor finished above its lowest open request."""
-        next_offset = 0 if progress is None else progress.next_offset
-        lane = Lane(next_offset, in_flight=self._in_flight)
-        if progress is not None:
-            lane.finished.update(progress.finished)
-        self._lanes[partition] = lane
+        known = progress or Progress(0)
+        lane = self._lanes[partition] = Lane(known.next_offset, in_flight=self._in_flight)
+        lane.finished.update(known.finished)
 
     def forget(self, partition: Partition) -> None:
         """Stop running requests of a lost partition; its new owner runs them again."""

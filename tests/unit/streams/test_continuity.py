@@ -406,6 +406,45 @@ async def test_a_hold_that_is_restored_past_its_progress_under_another_leader_is
     assert sorted(keys(yard.lane("boards-us", "batch"))) == released
 
 
+async def test_a_hold_that_loses_its_end_before_anything_new_is_read_passes_nothing_over() -> None:
+    """All that was known of it was where it ended when it was restored."""
+    yard = Yard()
+    for n in range(3):
+        home = hold(yard, f"h{n}", partition=0).partition
+    transactor = await serve(yard, make_batcher(yard))
+    yard.cluster.lose_tail(home, 2)
+    for n in range(2):
+        hold(yard, f"new{n}", partition=0)
+    with pytest.raises(BrokenLogError, match="ends at 2"):
+        await drain(transactor)
+    yard.clock.at = START + 90
+    message = await recover(yard, "yard.batcher", home)
+    assert "All below 2 counts as done" in message
+    await serve(yard, make_batcher(yard))
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == ["h0", "h1", "new0", "new1"]
+
+
+async def test_a_hold_whose_end_is_compacted_is_read_on_where_progress_stands() -> None:
+    yard = Yard()
+    for n in range(3):
+        home = hold(yard, f"h{n}", partition=0).partition
+    yard.clock.at = START + 90
+    await serve(yard, make_batcher(yard))
+    assert len(yard.lane("boards-us", "batch")) == 3
+    transactor = await serve(yard, make_batcher(yard))
+    yard.clock.at += 2
+    await drain(transactor)
+    await transactor.step()
+    log = yard.cluster.logs[home]
+    # As the cleaner does with tombstones of yesterday.
+    log.entries[:] = [entry._replace(record=None) for entry in log.entries]
+    hold(yard, "next", partition=0)
+    transactor = await serve(yard, make_batcher(yard))
+    yard.clock.at += 90
+    await drain(transactor)
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == ["h0", "h1", "h2", "next"]
+
+
 class NewLeader(MemoryLog):
     """Counts how often it is asked for more than the end of an epoch."""
 
