@@ -299,7 +299,7 @@ class Transactor(Committer):
         for partition in await self._broken.find(known, stored, errors):
             del known[partition]
             await self._drop([partition])
-        if not self._is_ours(given) or not await self._put_back(known):
+        if not self._is_ours(given) or not await self._put_back(known) or not self._is_ours(given):
             return False
         try:
             starts = await self._restore(known)

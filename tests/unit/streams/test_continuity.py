@@ -596,3 +596,31 @@ async def test_whatever_is_lost_whenever_nothing_is_served_twice_or_skipped(seed
 async def heal(yard: Yard) -> None:
     with contextlib.suppress(NothingToRecoverError):
         await recover(yard, "yard.router")
+
+
+async def test_what_is_taken_away_while_the_group_is_set_back_is_not_restored_here() -> None:
+    """A rebalance would wait for that, however long it takes."""
+    yard, _ = await after_a_loss()
+    await recover(yard, "yard.router")
+    yard.cluster.members.clear()
+    log, stage, restored = MemoryLog(yard.cluster, "old"), make_router(yard), []
+    transactor = make_transactor(log, stage, yard.catalogue.progress)
+    await transactor.start()
+    await yard.cluster.assign(stage.group, {"old": [HOME]})
+    commit_offsets, moving = log.commit_offsets, []
+
+    async def lose_meanwhile(offsets: Mapping[Partition, int]) -> None:
+        moving.append(asyncio.create_task(log.lose_all()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await commit_offsets(offsets)
+
+    async def restore(*args: Any) -> None:
+        restored.append(args)
+
+    log.commit_offsets = lose_meanwhile  # type: ignore[method-assign]
+    stage.restore = restore  # type: ignore[method-assign,assignment]
+    await transactor.take_over()
+    await moving[0]
+    assert not restored
+    assert not transactor.partitions
