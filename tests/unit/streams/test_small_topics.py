@@ -12,6 +12,7 @@ from stream_cases import START, Yard, drain, route
 from worker_cases import ScriptedBackend, make_worker, place
 
 from streams.engine.log import Outgoing
+from topics import QuoteAnswer, decode
 
 BYTES_MAX = 4000
 # What a result gives back, larger than its topic takes.
@@ -94,3 +95,15 @@ async def test_what_a_worker_ends_has_its_result_without_the_metadata() -> None:
     assert (result.status, result.metadata) == ("failed", None)
     assert result.error is not None
     assert result.error.code == "result_refused"
+
+
+async def test_a_question_has_its_answer_without_the_metadata() -> None:
+    yard = Yard()
+    yard.cluster.refuse = small(yard.catalogue.quote_answers)
+    yard.publish(0, id="large", quote=True, metadata=MUCH)
+    yard.publish(0, id="small", quote=True, metadata="kept")
+    await route(yard)
+    records = yard.cluster.records(yard.catalogue.quote_answers)
+    answers = [decode(QuoteAnswer, record.value or b"") for record in records]
+    assert {a.id: a.metadata for a in answers} == {"large": None, "small": "kept"}
+    assert not yard.dead_letters()
