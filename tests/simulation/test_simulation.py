@@ -280,6 +280,15 @@ def test_a_lost_tail_is_recovered_and_nothing_old_is_served_again() -> None:
     raise AssertionError(f"{recoveries} recoveries on 12 seeds")
 
 
+def test_a_lost_tail_of_a_lane_is_recovered_and_no_new_request_is_taken_for_an_old_one() -> None:
+    recoveries = 0
+    for seed in range(12):
+        world = run(seed, Rules(strikes=("lane tail", "kill", "pause", "rebalance")))
+        assert world.problems == [], f"seed {seed}"
+        recoveries += world.lost_tail.recoveries
+    assert recoveries >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["router", "batcher", "worker", "canceller"])
 def test_lost_group_offsets_of_a_stage_double_and_lose_nothing(stage: str) -> None:
