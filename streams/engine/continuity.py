@@ -27,7 +27,7 @@ LOOK_AGAIN_S = 5.0
 # A recently deposed leader may report an older end: a fault is checked again.
 TRIES, RETRY_S = 8, 0.5
 # Interval of the looks at quiet partitions, and how long one may delay a poll.
-QUIET_LOOK_S, QUIET_ANSWER_S_MAX = 10.0, 1.0
+QUIET_LOOK_S, QUIET_ANSWER_S_MAX = 10.0, 0.25
 
 
 class BrokenLogError(LogError):
