@@ -275,6 +275,17 @@ async def test_a_refusal_is_told_by_the_send_and_by_nothing_else(logs: Logs) -> 
     assert await logs.poll(log, 1) == {logs.p0: ["taken"]}
 
 
+async def test_records_are_refused_for_what_they_are_and_not_for_their_company(logs: Logs) -> None:
+    log = await logs.join()
+    writer = await logs.fence(log)
+    value = b"x" * (SMALL_BYTES // 4)
+    records = [Outgoing(logs.small, b"%d" % n, value, partition=0) for n in range(20)]
+    await logs.write(writer, *records)
+    await writer.commit()
+    found = await read(log, {Partition(logs.small, 0): 0})
+    assert [record.key for record in found] == [record.key for record in records]
+
+
 async def test_compaction_keeps_the_newest_of_each_key_at_its_offset(logs: Logs) -> None:
     log = await logs.join()
     for key, value in (("x", "1"), ("y", "2"), ("x", "3")):
