@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(default=1 * MIB, ge=1024, le=8 * MIB)
     """Longest request value served; a longer one is dead-lettered."""
     batch_bytes_max: int = Field(default=32 * MIB, ge=16 * MIB, le=1024 * MIB)
-    """Most bytes that a compressed record batch may unpack to; one beyond it is dead-lettered."""
+    """Most bytes that a compressed record batch may unpack to; one beyond it is dead-lettered. A
+    poll has about as many of a partition."""
     poll_records_max: int = Field(default=100, ge=1, le=10_000)
     """Most records that one poll takes, of each partition where they are decided on at once; an
     urgent one waits for those before it in its poll."""

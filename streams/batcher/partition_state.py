@@ -37,6 +37,8 @@ class HeldPartition:
     windows: Windows
     payloads: Payloads
     next_offset: int = 0
+    leader_epoch: int | None = None
+    """That of the last record, if known."""
     committed_offset: int = 0
     committed_at: float = 0.0
     unreadable: dict[bytes | int, tuple[Record, Exception]] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class HeldPartition:
 
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
         """Add a record of the hold: a request, or the tombstone of one."""
-        self.next_offset = record.offset + 1
+        self.next_offset, self.leader_epoch = record.offset + 1, record.leader_epoch
         key = record.key or record.offset
         self.unreadable.pop(key, None)
         if record.value is None and record.unreadable is None:
@@ -80,14 +82,17 @@ class HeldPartition:
             self.outside.add(found.id)
         return found
 
-    def is_read(self, end: int, progress: Progress | None, arrivals: Arrivals) -> None:
-        """End a takeover: the log was read up to ``end``.
+    def is_read(self, start: int, progress: Progress | None, arrivals: Arrivals) -> None:
+        """End a takeover: the log was read from ``start`` to its end.
 
         Records that progress has passed were set aside before. What is held says how soon others
         come to a process that has seen nothing of its group.
         """
-        self.next_offset = end
+        self.next_offset = max(self.next_offset, start)
         if progress is not None:
+            if progress.next_offset > self.next_offset:
+                # Compaction has taken the last records that it tells of.
+                self.next_offset, self.leader_epoch = progress.next_offset, progress.leader_epoch
             self.unreadable = {
                 key: (record, error)
                 for key, (record, error) in self.unreadable.items()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streams.engine.log import Log, LogError, Partition, Record
+from streams.engine.retries import until_passed
 
 # An unkept record up to this size counts as this large: remembering its size would take 72 bytes of
 # each held request. A thousand of them fit into one release.
@@ -65,7 +66,10 @@ class Payloads:
         missing = {offset: name for name, offset in wanted if name not in self._records}
         if not missing:
             return
-        for offset, record in (await log.fetch(self._partition, missing)).items():
+        found = await until_passed(
+            log, f"reading {self._partition} again", lambda: log.fetch(self._partition, missing)
+        )
+        for offset, record in found.items():
             self._left.pop(missing[offset], None)
             self._keep(missing[offset], record, record.size_bytes)
         lost = [name for name in missing.values() if name not in self._records]

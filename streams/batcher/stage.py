@@ -30,7 +30,7 @@ from streams.cancellation.index import Cancellations, message_of
 from streams.config.active_policy import DecisionContext
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
-from streams.engine.stage import Effect, TransactionPlan
+from streams.engine.stage import Effect, ReadTo, TransactionPlan
 from streams.engine.unexpected_errors import log_unexpected
 from streams.evidence.records import EvidenceWriter, told
 from streams.tracing.telemetry import Telemetry
@@ -117,7 +117,7 @@ class Batcher:
         topic, partitions = self._catalogue.held, range(self._catalogue.partitions)
         await self._ahead.run(log, [Partition(topic, number) for number in partitions])
 
-    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> ReadTo:
         """Read the partition from the lowest held offset; what is left is held."""
         held_from = 0 if progress is None else progress.held_from or 0
         held = self._ahead.claim(partition) or self._nothing_of(partition)
@@ -133,9 +133,9 @@ class Batcher:
         async for records in log.read({partition: start}, {partition: end}):
             for record in records:
                 self._take(held, record)
-        held.is_read(end, progress, self._situation.arrivals)
+        held.is_read(start, progress, self._situation.arrivals)
         self._log = log
-        return held.next_offset
+        return ReadTo(held.next_offset, held.leader_epoch)
 
     def forget(self, partition: Partition) -> None:
         """Drop the state of a partition; the log has it all."""

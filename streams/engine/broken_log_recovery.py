@@ -6,10 +6,11 @@ the partition over by the new progress a few seconds later (``BrokenPartitions``
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
-from streams.engine.continuity import BrokenLogError, check_continuity
+from streams.engine.continuity import BrokenLogError, check_continuity, done_by
 from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition
 from streams.engine.progress import read_progress, writer_id
 from streams.engine.signer import Signer
@@ -39,6 +40,8 @@ class Recovery:
     partition: Partition
     at: int
     head: ChainHead | None
+    finished: tuple[int, ...]
+    """Offsets from there on that are done as well."""
     leader_epoch: int | None
     """That of the records below, if known."""
     released: tuple[bytes, ...]
@@ -46,6 +49,22 @@ class Recovery:
     message: str
     before: Progress | None
     """The progress that the plan is about; None where it can't be read."""
+
+
+class _Fault(NamedTuple):
+    """A fault, and what the log tells of where to go on: None or empty if nothing.
+
+    Attributes:
+        what: for people.
+        start: the first offset that is not done.
+        finished: what is done from there on.
+        leader_epoch: of what was read of this log.
+    """
+
+    what: str
+    start: int | None = None
+    finished: tuple[int, ...] = ()
+    leader_epoch: int | None = None
 
 
 async def plan(
@@ -69,56 +88,68 @@ async def plan(
     stored = await read_progress(log, catalogue.progress, group, [partition])
     known, unreadable = stored.known.get(partition), stored.unreadable.get(partition)
     if unreadable is not None:
-        what, told = (
-            f"the progress of {group} on {partition} can't be read: {unreadable.message}",
-            None,
-        )
+        why = f"the progress of {group} on {partition} can't be read: {unreadable.message}"
+        fault = _Fault(why)
         head = await signer.last_head(writer_id(group, partition), log)
     elif known is None:
         raise NothingToRecoverError(
             f"{group} has no progress on {partition}: there is nothing to recover"
         )
     else:
-        what, told = await _broken(log, group, partition, known, first)
+        fault = await _broken(log, group, partition, known, first)
         head = known.head
-    start = told if at is None else at
+    start = fault.start if at is None else at
     if start is None:
         raise RecoveryError(
-            f"{what}; nothing tells where {group} has to go on: say it with --at, an offset from"
-            f" {first} to {end}"
+            f"{fault.what}; nothing tells where {group} has to go on: say it with --at, an offset"
+            f" from {first} to {end}"
         )
     if not first <= start <= end:
         raise RecoveryError(f"{partition} has offsets {first} to {end}, and --at is {start}")
+    finished = tuple(offset for offset in fault.finished if offset >= start)
     released: tuple[bytes, ...] = ()
     if partition.topic == catalogue.held:
         released = await _released(log, catalogue, partition, (first, start))
-    message = f"{what}. All below {start} counts as done, and what stands from there on is taken"
-    if told is not None and start > told:
-        message += f"; what stands at {told} to {start - 1} is given up"
+    message = _told(fault, start, finished, released)
+    return Recovery(
+        group, partition, start, head, finished, fault.leader_epoch, released, message, known
+    )
+
+
+def _told(fault: _Fault, start: int, finished: tuple[int, ...], released: tuple[bytes, ...]) -> str:
+    message = f"{fault.what}. All below {start} counts as done"
+    if finished:
+        message += f", so do {len(finished)} from there on"
+    message += f", and what {'else ' if finished else ''}stands from there on is taken"
+    if fault.start is not None and start > fault.start:
+        message += f"; what stands at {fault.start} to {start - 1} is given up"
     if released:
         message += f"; {len(released)} requests were released before, and are not held again"
-    epoch = None if known is None or told is None else known.leader_epoch
-    return Recovery(group, partition, start, head, epoch, released, message, known)
+    return message
 
 
 async def _broken(
     log: Log, group: str, partition: Partition, known: Progress, first: int
-) -> tuple[str, int | None]:
-    """Return the fault, and the offset from which nobody has read, if known."""
+) -> _Fault:
+    done = done_by(known)
     try:
         await check_continuity(log, group, partition, known)
     except BrokenLogError as error:
         if error.is_another:
-            what = (
-                f"{partition.topic} was deleted and made again: all below {known.next_offset} of"
-                " the old one was done, and what was left of it is gone"
+            return _Fault(
+                f"{partition.topic} was deleted and made again: {done} of the old one was done, and"
+                " what was left of it is gone",
+                first,
             )
-            return what, first
         what = (
-            f"{partition} has lost its end at {error.end}: all below {known.next_offset} was done,"
-            " and what stood beyond that is gone unread"
+            f"{partition} has lost its end at {error.end}: {done} was done, and what stood beyond"
+            " that is gone unread"
         )
-        return what, None if known.leader_epoch is None else error.end
+        if known.leader_epoch is None:
+            return _Fault(what)
+        start = max(first, min(error.end, known.next_offset))
+        kept = tuple(offset for offset in known.finished if offset < error.end)
+        return _Fault(what, start, kept, known.leader_epoch)
     raise NothingToRecoverError(
         f"the progress of {group} on {partition} fits the log: it stands at {known.next_offset};"
         " there is nothing to recover"
@@ -190,7 +221,13 @@ async def carry_out(
         await producer.begin()
         sealed, head = signer.seal(chain, recovery.head, effects)
         progress = Progress(
-            recovery.at, (), head, None, topic_id, recovery.leader_epoch, is_recovered=True
+            recovery.at,
+            recovery.finished,
+            head,
+            None,
+            topic_id,
+            recovery.leader_epoch,
+            is_recovered=True,
         )
         key = progress_key(group, topic, number)
         stored = Outgoing(catalogue.progress, key, encode(progress), partition=number)

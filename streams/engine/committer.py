@@ -267,11 +267,12 @@ class Committer:
     def _replace(self, work: TransactionPlan, refusal: Refusal) -> None:
         effect, record, error = refusal
         trace = {"trace_id": refusal.trace_id}
-        if effect.spare is not None and record is effect.records[0]:
+        if record.spare is not None:
             logger.warning(
                 "%s refused a record, which is cut: %s", record.topic, error, extra=trace
             )
-            effect.records[0], effect.spare = effect.spare, None
+            cut = record.spare()
+            effect.records = [cut if each is record else each for each in effect.records]
             return
         at = next((i for i, candidate in enumerate(work.effects) if candidate is effect), None)
         if at is None or effect.is_dead_letter:

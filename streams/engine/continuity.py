@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LOOK_AGAIN_S = 5.0
 # A recently deposed leader may report an older end: a fault is checked again.
 TRIES, RETRY_S = 8, 0.5
+# Interval of the looks at quiet partitions, and how long one may delay a poll.
+QUIET_LOOK_S, QUIET_ANSWER_S_MAX = 10.0, 0.25
 
 
 class BrokenLogError(LogError):
@@ -33,24 +35,22 @@ class BrokenLogError(LogError):
 
     Attributes:
         partition: the partition.
-        next_offset: all below it is done, by the progress.
         end: the end of the part of the log that progress is about; 0 for another topic.
         is_another: True where the topic was deleted and made again.
     """
 
     def __init__(
-        self, group: str, partition: Partition, next_offset: int, end: int, *, is_another: bool
+        self, group: str, partition: Partition, progress: Progress, end: int, *, is_another: bool
     ) -> None:
         self.partition = partition
-        self.next_offset = next_offset
         self.end = end
         self.is_another = is_another
         topic, number = partition
+        done = done_by(progress)
         what = (
-            f"{topic} was deleted and made again: {group} has done all below {next_offset} of"
-            f" {partition} as it was"
+            f"{topic} was deleted and made again: {group} has done {done} of {partition} as it was"
             if is_another
-            else f"{partition} has lost its end: {group} has done all below {next_offset}, and what"
+            else f"{partition} has lost its end: {group} has done {done}, and what"
             f" it has read ends at {end} (an unclean leader election, a power failure, or a disk"
             " that was restored)"
         )
@@ -61,6 +61,12 @@ class BrokenLogError(LogError):
         )
 
 
+def done_by(progress: Progress) -> str:
+    """Return in words what is done by a progress."""
+    beyond = len(progress.finished)
+    return f"all below {progress.next_offset}" + (f" and {beyond} from there on" if beyond else "")
+
+
 async def check_continuity(log: Log, group: str, partition: Partition, progress: Progress) -> None:
     """Check that a partition's log is the one that progress is about, without losses.
 
@@ -68,31 +74,63 @@ async def check_continuity(log: Log, group: str, partition: Partition, progress:
         BrokenLogError: it isn't, or has lost its end.
         LogError: the cluster can't be asked.
     """
+    for error in (await find_breaks(log, group, {partition: progress})).values():
+        raise error
+
+
+async def find_breaks(
+    log: Log, group: str, positions: Mapping[Partition, Progress]
+) -> dict[Partition, BrokenLogError]:
+    """Return which of these partitions' logs are not those that progress is about, or lost records.
+
+    All are asked about at once: to find out takes seconds, of one partition as of a hundred.
+
+    Raises:
+        LogError: the cluster can't be asked.
+    """
     for tries in count(1):
-        error = await _break_of(log, group, partition, progress)
-        if error is None:
-            return
-        if tries == TRIES:
-            raise error
+        found = await _breaks_of(log, group, positions)
+        if not found or tries == TRIES:
+            return found
+        positions = {partition: positions[partition] for partition in found}
         await asyncio.sleep(RETRY_S)
+    raise AssertionError("the last try returns")
 
 
-async def _break_of(
-    log: Log, group: str, partition: Partition, progress: Progress
-) -> BrokenLogError | None:
-    next_offset = progress.next_offset
-    if progress.topic_id is not None:
-        topic_id = (await log.topic_ids([partition.topic]))[partition.topic]
-        if topic_id != progress.topic_id:
-            return BrokenLogError(group, partition, next_offset, 0, is_another=True)
-    _, end = (await log.bounds([partition]))[partition]
-    if progress.leader_epoch is not None:
-        epoch_end = await log.epoch_end(partition, progress.leader_epoch)
-        # A log without the epoch has no record of it left, or never had.
-        end = end if epoch_end is None else min(end, epoch_end)
-    if next_offset > end:
-        return BrokenLogError(group, partition, next_offset, end, is_another=False)
-    return None
+async def _breaks_of(
+    log: Log, group: str, positions: Mapping[Partition, Progress]
+) -> dict[Partition, BrokenLogError]:
+    found: dict[Partition, BrokenLogError] = {}
+    topics = {p.topic for p, progress in positions.items() if progress.topic_id is not None}
+    topic_ids = await log.topic_ids(topics) if topics else {}
+    same: list[Partition] = []
+    for partition, progress in positions.items():
+        if progress.topic_id in (None, topic_ids.get(partition.topic)):
+            same.append(partition)
+        else:
+            found[partition] = BrokenLogError(group, partition, progress, 0, is_another=True)
+    if not same:
+        return found
+    bounds = await log.bounds(same)
+    ends = await asyncio.gather(
+        *(_end_of_read(log, p, positions[p].leader_epoch, bounds[p][1]) for p in same)
+    )
+    for partition, end in zip(same, ends, strict=True):
+        progress = positions[partition]
+        # A record that is finished above an open one was read too, and may be gone while all below
+        # that is there: what stands at its offset then is another.
+        if progress.reach > end:
+            found[partition] = BrokenLogError(group, partition, progress, end, is_another=False)
+    return found
+
+
+async def _end_of_read(log: Log, partition: Partition, epoch: int | None, end: int) -> int:
+    """Return where the records up to a leader epoch end, at most the end of the log."""
+    if epoch is None:
+        return end
+    epoch_end = await log.epoch_end(partition, epoch)
+    # A log without the epoch has no record of it left, or never had.
+    return end if epoch_end is None else min(end, epoch_end)
 
 
 async def newest_epoch(
@@ -125,6 +163,69 @@ async def newest_epoch(
     if end is not None and end < position:
         await check_continuity(log, group, partition, Progress(position, leader_epoch=known))
     return newest
+
+
+class QuietPartitions:
+    """Looks now and then whether what was read of partitions is still there, of quiet ones too.
+
+    A log that has lost its end and has grown again to where its reader stands, and no further,
+    shows that reader nothing new: what stands there now would wait until more comes.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._look_at = 0.0
+        self._moved: set[Partition] = set()
+
+    async def look(
+        self,
+        group: str,
+        polled: Collection[Partition],
+        reached: Mapping[Partition, int],
+        epochs: Mapping[Partition, int | None],
+    ) -> None:
+        """Look, if it is time, at partitions of which nothing was polled since the last time.
+
+        Args:
+            group: that reads them.
+            polled: partitions of which something was read just now.
+            reached: the offset after the last record read of each.
+            epochs: the leader epoch of that record, where it is known.
+
+        Raises:
+            BrokenLogError: one has lost what was read.
+        """
+        self._moved.update(polled)
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at:
+            return
+        self._look_at = now + QUIET_LOOK_S
+        moved, self._moved = self._moved, set()
+        quiet = {
+            partition: Progress(offset, leader_epoch=epoch)
+            for partition, offset in reached.items()
+            if partition not in moved and (epoch := epochs.get(partition)) is not None
+        }
+        try:
+            for partition in await self._suspects(quiet):
+                await check_continuity(self._log, group, partition, quiet[partition])
+        except BrokenLogError:
+            raise
+        except Exception as error:
+            if not (isinstance(error, LogError) or self._log.is_passing(error)):
+                raise
+            logger.debug("whether quiet partitions are whole is not known: %r", error)
+
+    async def _suspects(self, quiet: Mapping[Partition, Progress]) -> list[Partition]:
+        async with asyncio.timeout(QUIET_ANSWER_S_MAX):
+            ends = await asyncio.gather(
+                *(self._log.epoch_end(p, each.leader_epoch or 0) for p, each in quiet.items())
+            )
+        return [
+            partition
+            for (partition, each), end in zip(quiet.items(), ends, strict=True)
+            if end is not None and end < each.next_offset
+        ]
 
 
 class BrokenPartitions:
@@ -185,30 +286,22 @@ class BrokenPartitions:
         Raises:
             LogError: the cluster can't be asked.
         """
-        broken = []
-        for partition, progress in known.items():
-            self._stored.pop(partition, None)
-            error = errors.get(partition) or await self._error_of(
-                partition, progress, stored.get(partition)
+        checked = {
+            partition: replace(
+                progress, topic_id=stored[partition].topic_id if partition in stored else None
             )
-            if error is not None:
-                logger.error("%s", error)
+            for partition, progress in known.items()
+            if progress is not None and partition not in errors
+        }
+        found: dict[Partition, LogError] = dict(errors)
+        found |= await find_breaks(self._log, self._group, checked)
+        for partition in known:
+            self._stored.pop(partition, None)
+            if partition in found:
+                logger.error("%s", found[partition])
                 self._stored[partition] = stored.get(partition)
-                broken.append(partition)
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_S
-        return broken
-
-    async def _error_of(
-        self, partition: Partition, progress: Progress | None, stored: Progress | None
-    ) -> LogError | None:
-        if progress is None:
-            return None
-        checked = replace(progress, topic_id=None if stored is None else stored.topic_id)
-        try:
-            await check_continuity(self._log, self._group, partition, checked)
-        except BrokenLogError as error:
-            return error
-        return None
+        return [partition for partition in known if partition in found]
 
     async def are_recovered(self) -> bool:
         """Check periodically if the progress of a broken partition has changed."""
@@ -217,5 +310,11 @@ class BrokenPartitions:
             return False
         self._look_again_at = now + LOOK_AGAIN_S
         partitions = list(self._stored)
-        found = await read_progress(self._log, self._progress_topic, self._group, partitions)
+        try:
+            found = await read_progress(self._log, self._progress_topic, self._group, partitions)
+        except Exception as error:
+            if not self._log.is_passing(error):
+                raise
+            logger.warning("whether broken partitions are recovered is not known: %r", error)
+            return False
         return any(found.known.get(p) not in (None, self._stored[p]) for p in partitions)

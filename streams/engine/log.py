@@ -1,6 +1,6 @@
 """The engine's interface to Kafka, kept minimal so that a simulated log can take its place."""
 
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -83,7 +83,7 @@ class Outgoing:
     """A record to write. ``partition`` None lets the key choose, as in every Kafka client.
 
     ``payload`` is the decoded value, for observers of commits; ``source`` is the record that
-    evidence is about.
+    evidence is about. ``spare`` makes what is written instead where the log refuses the record.
     """
 
     topic: str
@@ -93,6 +93,7 @@ class Outgoing:
     partition: int | None = None
     payload: object = None
     source: Record | None = None
+    spare: "Callable[[], Outgoing] | None" = None
 
 
 class LogError(Exception):

@@ -18,8 +18,6 @@ class Effect:
     is_dead_letter: bool = False
     subject: object = None
     """The stage's own data for ``done`` or ``refused``."""
-    spare: Outgoing | None = None
-    """Replaces the first record if the log refuses that."""
 
 
 class Refusal(NamedTuple):
@@ -53,6 +51,16 @@ Timed = Callable[[str, Partition, float], None]
 """Receives each committed transaction: its group, input partition, and duration in seconds."""
 
 
+class ReadTo(NamedTuple):
+    """A position to read on from, and the leader epoch of the record before it, None if unknown.
+
+    Records that a stage has read beyond its progress may be of a later leader than progress tells.
+    """
+
+    next_offset: int
+    leader_epoch: int | None
+
+
 class Stage(Protocol):
     """The interface that the transactor drives. Calls for one partition are sequential.
 
@@ -72,7 +80,7 @@ class Stage(Protocol):
 
     async def restore(
         self, partition: Partition, progress: Progress | None, log: Log
-    ) -> int | None:
+    ) -> ReadTo | None:
         """Rebuild the memory of a partition just taken over, and return where to read on.
 
         None means the position in ``progress`` or, without one, the beginning of the topic.

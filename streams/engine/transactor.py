@@ -33,9 +33,9 @@ from streams.engine.committer import Committer
 from streams.engine.concurrency import few_at_a_time, wait_for_all
 from streams.engine.log import Log, LogError, Partition, Record, TakenOverError, Writer
 from streams.engine.partition_runs import PartitionRuns
-from streams.engine.retries import until_passed
+from streams.engine.retries import Limit, until_passed
 from streams.engine.signer import Signer
-from streams.engine.stage import Observer, Stage, Timed
+from streams.engine.stage import Observer, ReadTo, Stage, Timed
 from topics import Progress
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ class Transactor(Committer):
         self._stopped = False
         # Assigned to us, and not taken over yet; None before the first rebalance.
         self._given: Collection[Partition] | None = None
-        self._restoring: asyncio.Future[list[int | None]] | None = None
+        self._restoring: asyncio.Future[list[ReadTo | None]] | None = None
+        self._limit = Limit()
         self._is_revoked = False
         self._is_doubtful = False
         self._has_share = False
@@ -266,7 +267,9 @@ class Transactor(Committer):
                     await self._drop(new)
                 raise
 
-        return await until_passed(self._log, f"taking over {len(new)} partitions", attempt)
+        self._limit = Limit()
+        what = f"taking over {len(new)} partitions"
+        return await until_passed(self._log, what, attempt, self._limit)
 
     async def _take_over(self, given: Collection[Partition]) -> bool:
         """Fence, find the predecessor's progress, restore; return whether they are still ours.
@@ -296,7 +299,7 @@ class Transactor(Committer):
         for partition in await self._broken.find(known, stored, errors):
             del known[partition]
             await self._drop([partition])
-        if not self._is_ours(given) or not await self._put_back(known):
+        if not self._is_ours(given) or not await self._put_back(known) or not self._is_ours(given):
             return False
         try:
             starts = await self._restore(known)
@@ -328,16 +331,12 @@ class Transactor(Committer):
         return True
 
     def _begin(
-        self, partition: Partition, progress: Progress | None, first: int, told: int | None
+        self, partition: Partition, progress: Progress | None, first: int, told: ReadTo | None
     ) -> None:
-        """Continue at the progress, or at the stage's position if that is further."""
-        own = first if progress is None else max(first, progress.next_offset)
-        start = own if told is None else told
-        epoch = None
-        if progress is not None and start == progress.next_offset:
-            # Records that a stage has read beyond its progress may be of a later leader: compared
-            # with the end of an earlier one they would count as lost.
-            epoch = progress.leader_epoch
+        """Continue at the progress, or at the stage's position if it has one."""
+        start, epoch = told or (first, None)
+        if told is None and progress is not None:
+            start, epoch = max(first, progress.next_offset), progress.leader_epoch
         self._epochs[partition] = epoch
         self._log.seek(partition, start, epoch)
         if progress is not None:
@@ -345,11 +344,13 @@ class Transactor(Committer):
             self._group_offsets.moved(partition, progress.next_offset)
         logger.info("took over %s at offset %d", partition, start)
 
-    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
+    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[ReadTo | None]:
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
         self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
         try:
-            return await self._restoring
+            # What there is to read may take minutes; without news the log gives up by itself.
+            with self._limit.standing_still():
+                return await self._restoring
         finally:
             self._restoring = None
 
@@ -376,8 +377,10 @@ class Transactor(Committer):
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         # Even without work: readers of the last commit may be waiting.
         await self._replace_cut_off(partition)
-        if records and records[-1].leader_epoch is not None:
-            self._epochs[partition] = records[-1].leader_epoch
+        if records and (newest := records[-1].leader_epoch) is not None:
+            # Progress may tell of records beyond these that a predecessor read and finished.
+            known = self._epochs.get(partition)
+            self._epochs[partition] = newest if known is None else max(known, newest)
         work = await self._stage.work(partition, records)
         if work is not None:
             await self._write(partition, work)

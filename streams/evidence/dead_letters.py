@@ -9,12 +9,12 @@ from topics.records import headers as h
 from topics.wire.errors import BadRecordError
 
 
-def dead_letters(
+def dead_letter(
     catalogue: Catalogue, record: Record, *, error: Exception, stage: str, reason: str
-) -> tuple[Outgoing, Outgoing]:
-    """Return a record's dead letter, and the one to write where that is too large.
+) -> Outgoing:
+    """Return a record's dead letter.
 
-    The second leaves out key, value and headers.
+    Where it is too large, with the reason added, its key, value and headers are left out.
     """
     topic, partition = record.partition
     with_reason = partial(
@@ -28,9 +28,13 @@ def dead_letters(
     )
     # A record without key and value can't be written; an empty key means the same.
     key = b"" if record.key is None and record.value is None else record.key
-    letter = Outgoing(catalogue.dead_letters, key, record.value, with_reason(record.headers))
-    cut = with_reason([(h.LEFT_OUT, b"key, value and headers")])
-    return letter, Outgoing(catalogue.dead_letters, b"", None, cut)
+
+    def cut() -> Outgoing:
+        headers = with_reason([(h.LEFT_OUT, b"key, value and headers")])
+        return Outgoing(catalogue.dead_letters, b"", None, headers)
+
+    headers = with_reason(record.headers)
+    return Outgoing(catalogue.dead_letters, key, record.value, headers, spare=cut)
 
 
 def as_bad_record(error: BaseException) -> BadRecordError:

@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
-from streams.evidence.dead_letters import as_bad_record, dead_letters
+from streams.evidence.dead_letters import as_bad_record, dead_letter
 from streams.evidence.step_details import StepDetails, used_by
 from topics import (
     Catalogue,
@@ -119,9 +120,14 @@ class EvidenceWriter:
         return Outgoing(self.catalogue.evidence, key, value, payload=evidence, source=source)
 
     def result(self, result: Result) -> Outgoing:
-        """Return a result as a record, keyed by request."""
-        key = result.id.encode()
-        return Outgoing(self.catalogue.results, key, encode(result), payload=result)
+        """Return a result as a record, keyed by request.
+
+        One without an answer goes without the client's metadata where it is too large with it.
+        """
+        key, spare = result.id.encode(), None
+        if result.status != "completed" and result.metadata is not None:
+            spare = partial(self.result, replace(result, metadata=None))
+        return Outgoing(self.catalogue.results, key, encode(result), payload=result, spare=spare)
 
     def no_answer(
         self,
@@ -314,13 +320,11 @@ class EvidenceWriter:
         If it is too large with the reason added, its key, value and headers are left out.
         """
         message = getattr(error, "message", None) or str(error)
-        letter, spare = dead_letters(
-            self.catalogue, record, error=error, stage=stage, reason=reason
-        )
+        letter = dead_letter(self.catalogue, record, error=error, stage=stage, reason=reason)
         evidence = self._evidence(
             record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
-        return Effect(record, [letter, evidence], is_dead_letter=True, spare=spare)
+        return Effect(record, [letter, evidence], is_dead_letter=True)
 
 
 def told(profile: Profile) -> Profile:

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
-from streams.engine.continuity import check_continuity, newest_epoch
+from streams.engine.continuity import QuietPartitions, check_continuity, newest_epoch
 from streams.engine.log import LogError, Membership, Partition, Record, StillOpenError
 from streams.kafka import group_position, offset_requests
 from streams.kafka.broker_time import Stamps
@@ -81,6 +81,7 @@ class KafkaLog:
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
         self._group = ""
+        self._quiet = QuietPartitions(self)
         self._stamps = Stamps(self._settings)
 
     def is_passing(self, error: Exception) -> bool:
@@ -172,6 +173,8 @@ class KafkaLog:
         epochs = await asyncio.gather(*(self._newest_epoch(*each) for each in records.items()))
         self._epochs |= dict(zip(records, epochs, strict=True))
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items()}
+        reached = {p: at for each in wanted if (at := self._positions.get(p := Partition(*each)))}
+        await self._quiet.look(self._group, records, reached, self._epochs)
         return records
 
     async def _newest_epoch(self, partition: Partition, found: Sequence[Record]) -> int | None:

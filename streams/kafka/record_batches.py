@@ -44,12 +44,14 @@ def read_every_batch(bytes_max: int) -> None:
     """Make each consumer of this process read batches by this module.
 
     Args:
-        bytes_max: most bytes that a compressed batch may unpack to.
+        bytes_max: most bytes that a compressed batch may unpack to, and about the most that a poll
+            has of a partition.
     """
     global _bytes_max  # noqa: PLW0603 - as much the process's own as the client that it is put into
     _bytes_max = bytes_max
     fetcher.MemoryRecords = RecordBatches
     fetcher.PartitionRecords = _PartitionRecords
+    fetcher.FetchResult.getall = _handed_out
 
 
 def records_of(partition: Partition, records: Sequence[Any]) -> list[Record]:
@@ -66,6 +68,34 @@ def seek_back(consumer: AIOKafkaConsumer, positions: Mapping[Partition, int]) ->
         position = positions.get(Partition(*topic_partition))
         if position is not None:
             consumer.seek(topic_partition, position)
+
+
+def _handed_out(fetched: Any, max_records: int | None = None) -> list[Any]:
+    """Return the next records of a partition's fetch, in place of ``FetchResult.getall``.
+
+    The library counts records alone. A fetch of 1 MB may have hundreds of batches, of each of which
+    every record may unpack to the limit of a batch: a poll had gigabytes, and ended the process.
+    """
+    found: list[Any] = []
+    if not fetched.check_assignment(fetched._topic_partition) or not fetched.has_more():  # noqa: SLF001 - as the method that it stands for
+        return found
+    left_bytes = _bytes_max
+    for record in fetched._partition_records:  # noqa: SLF001 - likewise
+        found.append(record)
+        left_bytes -= _size_bytes(record)
+        if len(found) == max_records or left_bytes <= 0:
+            fetched._update_position()  # noqa: SLF001 - likewise
+            return found
+    fetched._update_position()  # noqa: SLF001 - likewise
+    fetched._partition_records = None  # noqa: SLF001 - likewise
+    return found
+
+
+def _size_bytes(record: Any) -> int:
+    size = len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        size += len(name) + (len(value) if isinstance(value, bytes) else 0)
+    return size
 
 
 def _record(partition: Partition, r: Any) -> Record:

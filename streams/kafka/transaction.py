@@ -54,6 +54,8 @@ from streams.kafka.transaction_recovery import Producer, leader_of
 # The markers of the last transaction are written within some ms, by all brokers that have one.
 PAUSE_S, PAUSE_S_MAX = 0.002, 0.02
 ALL_IN_SYNC = -1
+# A producer's records on a partition are numbered so, and begin again at 0, as Kafka expects.
+SEQUENCES = 2**31
 # So long a leader waits for the other replicas: the client's limit of a request.
 REPLICAS_MS = 40_000
 
@@ -135,7 +137,8 @@ class TransactionRequests:
                     outcomes[where] = refusal
                     if refusal is None:
                         counted = batches[where].record_count()
-                        self._sequences[where] = self._sequences.get(where, 0) + counted
+                        at = self._sequences.get(where, 0) + counted
+                        self._sequences[where] = at % SEQUENCES
                 if left:
                     # Whoever leads may have changed; the client asks in turn.
                     await pauses.pause()

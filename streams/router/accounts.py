@@ -15,7 +15,7 @@ from policies.placement.decide import Decision
 from policies.placement.reservation import amounts_of, beyond_budget
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect
-from topics import BadRecordError, Catalogue, Profile, decode, encode
+from topics import BadRecordError, Catalogue, InferenceRequest, Profile, decode, encode
 from topics.records import headers as h
 from topics.records.money import Account, BudgetState, Settlement
 
@@ -57,7 +57,7 @@ class Accounts:
             yield from books.states()
 
     def passed_on(
-        self, record: Record, request_id: str, tenant: str, trace: dict[str, bytes]
+        self, record: Record, request: InferenceRequest, trace: dict[str, bytes]
     ) -> Effect:
         """Return a request on its way to the accounts of its tenant."""
         headers = h.client_headers(record.headers)
@@ -71,12 +71,12 @@ class Accounts:
         added = {h.ORIGIN: encode(origin)} | proofs | trace
         outgoing = Outgoing(
             self._catalogue.accounts,
-            request_id.encode(),
+            request.id.encode(),
             record.value,
             h.replaced(headers, added),
-            partition=home_of(tenant, self._catalogue.partitions),
+            partition=home_of(request.tenant, self._catalogue.partitions),
         )
-        return Effect(record, [outgoing])
+        return Effect(record, [outgoing], subject=request)
 
     def as_it_came(self, record: Record) -> Record:
         """Return a request that was passed on as it stood on ingest, which its evidence names.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from streams.engine.log import Log, Outgoing, Partition, Record
+from streams.engine.retries import until_passed
 from streams.engine.stage import Effect
 from streams.router.id_window import BLOCKS, RecentIds
 from topics import BadRecordError, Progress, SeenIds, decode, encode, peek_id
@@ -68,7 +69,8 @@ class Duplicates:
     async def check_first(self, partition: Partition, request_ids: Collection[str]) -> None:
         """Validate past records that would make requests of these ids duplicates."""
         recent = self._recent.get(partition)
-        if recent is None or self._log is None:
+        log = self._log
+        if recent is None or log is None:
             return
         wanted = {
             request_id: offset
@@ -77,7 +79,9 @@ class Duplicates:
         }
         if not wanted:
             return
-        found = await self._log.fetch(partition, wanted.values())
+        found = await until_passed(
+            log, f"reading {partition} again", lambda: log.fetch(partition, wanted.values())
+        )
         for request_id, offset in wanted.items():
             # One deleted by retention meanwhile doesn't count: rather twice than not at all.
             fit = offset in found and self._is_request(found[offset])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeGuard
 
 from policies import Decision, Situation, UnservableError, tag
@@ -186,12 +187,19 @@ class QuoteDesk:
             else ResultError(refused.code, refused.message, retry_at=refused.retry_at)
         )
         answer = QuoteAnswer(question.id, now, offers, error, record.trace_id, question.metadata)
-        told = Outgoing(
-            writer.catalogue.quote_answers, question.id.encode(), encode(answer), payload=answer
-        )
+        told = _answered(answer, writer)
         # Who reads evidence may not accept an offer by it.
         seen = tuple(replace(offer, quote_ids={}) for offer in offers)
         return Effect(record, [told, writer.quoted(record, question, seen, error, now)])
+
+
+def _answered(answer: QuoteAnswer, writer: EvidenceWriter) -> Outgoing:
+    """Return an answer as a record; without the client's metadata where it is too large with it."""
+    spare = None
+    if answer.metadata is not None:
+        spare = partial(_answered, replace(answer, metadata=None), writer)
+    topic, key = writer.catalogue.quote_answers, answer.id.encode()
+    return Outgoing(topic, key, encode(answer), payload=answer, spare=spare)
 
 
 _OFF = "nothing is quoted here: the routers have no SHUNTER_QUOTE_SECRET"

@@ -167,16 +167,16 @@ class Router(ImmediateStage):
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """Dead-letter the request that the log refuses; an accepted one also gets a failure."""
         (letter,) = super().refused(effect, record, error)
-        source = effect.source
-        if source is not None and isinstance(effect.subject, RoutedCase):
-            profile, now = effect.subject.profile, self._clock.now()
-            failure = ResultError("refused", f"{record.topic} refused the request: {error}")
+        source, subject, now = effect.source, effect.subject, self._clock.now()
+        writer, message = self._evidence_writer, f"{record.topic} refused the request: {error}"
+        if source is not None and isinstance(subject, RoutedCase):
+            profile, failure = subject.profile, ResultError("refused", message)
             letter.records += [
-                self._evidence_writer.no_answer(source, profile, "failed", failure, now),
-                *self._evidence_writer.ended(
-                    source, profile, "failed", now, reason=failure.code, message=failure.message
-                ),
+                writer.no_answer(source, profile, "failed", failure, now),
+                *writer.ended(source, profile, "failed", now, reason="refused", message=message),
             ]
+        elif source is not None and isinstance(subject, InferenceRequest):
+            letter.records += writer.unservable(source, subject, "refused", message, now).records
         return [letter]
 
     def _read(self, record: Record) -> Read:
@@ -274,7 +274,7 @@ class Router(ImmediateStage):
             key = self._gate.admit(record, request, self._part, now)
             if self._situation.policy.is_counted(request.tenant, key):
                 trace = self._telemetry.sent(record)
-                return self._accounts.passed_on(record, request.id, request.tenant, trace)
+                return self._accounts.passed_on(record, request, trace)
             return self._accept(record, request, key, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping
 import pytest
 from two_logs import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
 
+from streams.engine import continuity
+from streams.engine.continuity import BrokenLogError
 from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition, Record, Writer
 
 BOTH = ["memory", pytest.param("kafka", marks=pytest.mark.kafka)]
@@ -236,6 +238,30 @@ async def test_a_poll_is_limited_paused_and_moved(logs: Logs) -> None:
     assert await logs.poll(log, 2) == {logs.p0: ["a2", "a3"]}
 
 
+async def test_a_poll_tells_of_a_lost_end_though_nothing_new_is_there(
+    logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuity, "QUIET_LOOK_S", 0.0)
+    monkeypatch.setattr(continuity, "RETRY_S", 0.0)
+    log = await logs.join()
+    for number in (0, 0, 1):
+        await logs.ground.publish(logs.out("a", number))
+    await logs.poll(log, 3)
+    assert not await log.poll(0.2, 10, [])
+    kept, asked = 1, log.epoch_end
+
+    async def epoch_end(partition: Partition, leader_epoch: int) -> int | None:
+        end = await asked(partition, leader_epoch)
+        return kept if partition == logs.p0 else end
+
+    log.epoch_end = epoch_end  # type: ignore[method-assign]
+    assert not await log.poll(0.2, 10, [logs.p0])
+    with pytest.raises(BrokenLogError, match="ends at 1"):
+        await log.poll(0.2, 10, [])
+    kept = 2
+    assert not await log.poll(0.2, 10, [])
+
+
 async def test_a_refusal_is_told_by_the_send_and_by_nothing_else(logs: Logs) -> None:
     log = await logs.join()
     writer = await logs.fence(log)
@@ -247,6 +273,17 @@ async def test_a_refusal_is_told_by_the_send_and_by_nothing_else(logs: Logs) -> 
     await taken
     await writer.commit()
     assert await logs.poll(log, 1) == {logs.p0: ["taken"]}
+
+
+async def test_records_are_refused_for_what_they_are_and_not_for_their_company(logs: Logs) -> None:
+    log = await logs.join()
+    writer = await logs.fence(log)
+    value = b"x" * (SMALL_BYTES // 4)
+    records = [Outgoing(logs.small, b"%d" % n, value, partition=0) for n in range(20)]
+    await logs.write(writer, *records)
+    await writer.commit()
+    found = await read(log, {Partition(logs.small, 0): 0})
+    assert [record.key for record in found] == [record.key for record in records]
 
 
 async def test_compaction_keeps_the_newest_of_each_key_at_its_offset(logs: Logs) -> None:

@@ -59,11 +59,18 @@ class Aftermath:
         return any(record is lost for lost in self.world.lost_tail.records)
 
     @cached_property
+    def gone(self) -> set[str]:
+        """Requests that Kafka has lost from a lane before a worker had ended them."""
+        lost = self.world.lost_tail
+        ended = {name for name, _ in self.results}
+        return lost.names - ended if lost.is_of_lane else set()
+
+    @cached_property
     def unread(self) -> set[str]:
-        """Requests of which Kafka has lost each record, before any router had read one."""
+        """Requests of which Kafka has lost each record, before it was read where it was lost."""
         topic = self.catalogue.requests
         read = {e["request_id"] for e, _ in self.evidence if e["source"]["topic"] == topic}
-        return {
+        return self.gone | {
             name
             for name, records in self.published.items()
             if name not in read and all(map(self.is_lost, records))

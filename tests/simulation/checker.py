@@ -264,8 +264,8 @@ def _trail(after: Aftermath) -> Iterator[str]:
     findings = verifier.finish()
     yield from (f"trail: {p.kind} {p.where}: {p.message}" for p in findings.problems)
     yield from (f"trail: {note}" for note in findings.notes)
-    if findings.open:
-        yield f"trail: {findings.open} requests without an end"
+    if findings.open != len(after.gone):
+        yield f"trail: {findings.open} requests without an end, and {len(after.gone)} are gone"
 
 
 def _rates(after: Aftermath) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from memory_cluster import CutOffError, Transaction
 
-from simulation.lost_tails import KIND
+from simulation.lost_tails import KIND, LANE_KIND
 from streams.engine.log import LogError, Outgoing, Partition
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Faults:
         self._silent_from_s = rng.uniform(0.0, 8.0)
         self._at_step: dict[int, str] = {}
         self._within: dict[int, str] = {}
-        asked = [kind for kind in world.rules.strikes or () if kind != KIND]
+        asked = [kind for kind in world.rules.strikes or () if kind not in {KIND, LANE_KIND}]
         kinds = dict.fromkeys(asked, 1) or KINDS
         for kind in rng.choices(list(kinds), kinds.values(), k=rng.randint(0, STRIKES_MAX)):
             if rng.random() < 0.5:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 KIND = "tail"
+# The same of a pool's lane; struck where it is asked for.
+LANE_KIND = "lane tail"
 # On one seed in so many; not more records than so many.
 ONE_IN, RECORDS_MAX = 4, 6
 OPERATOR = "recover/operator"
@@ -23,13 +25,18 @@ LOOK_S = 3.0
 
 
 class LostTail:
-    """Loses the newest records of an ingest partition once, as an unclean election does."""
+    """Loses the newest records of a partition once, as an unclean election does.
+
+    It is one of the ingest topic, or of a pool's lane if that is asked for.
+    """
 
     def __init__(self, world: "World", until_s: float) -> None:
         self._world = world
         self._rng = rng = random.Random(world.seed * 122_949_823 + 7)
         strikes = world.rules.strikes
+        self.is_of_lane = strikes is not None and LANE_KIND in strikes
         is_drawn = rng.randrange(ONE_IN) == 0 if strikes is None else KIND in strikes
+        is_drawn = is_drawn or self.is_of_lane
         self.at_s = rng.uniform(1.0, until_s) if is_drawn else None
         self.records: list[Record] = []
         """What was lost."""
@@ -45,22 +52,36 @@ class LostTail:
         if self.at_s is None:
             return
         await asyncio.sleep(self.at_s)
+        while True:
+            if await self._lose_one():
+                return
+            # No request has come to any lane yet.
+            await asyncio.sleep(LOOK_S / 10)
+
+    async def _lose_one(self) -> bool:
         world, rng = self._world, self._rng
-        for number in rng.sample(range(PARTITIONS), PARTITIONS):
-            partition = Partition(world.catalogue.requests, number)
+        topics = [world.catalogue.requests]
+        if self.is_of_lane:
+            topics = [t.name for p in world.options.by_pool for t in world.catalogue.pool_topics(p)]
+        partitions = [Partition(topic, n) for topic in topics for n in range(PARTITIONS)]
+        for partition in rng.sample(partitions, len(partitions)):
             if tail := self._tail(partition, rng.randint(1, RECORDS_MAX)):
                 self.records = tail
                 world.cluster.lose_tail(partition, tail[0].offset)
                 world.tell(f"fault: {partition} loses its end at {tail[0].offset}")
                 await self._recover(partition)
-                return
+                return True
+        return not self.is_of_lane
 
     def _tail(self, partition: Partition, most: int) -> list[Record]:
         """Return the last records, as far back as they are requests."""
         tail: list[Record] = []
         for entry in reversed(self._world.cluster.logs[partition].entries):
             record = entry.record
-            if record is None or len(tail) == most or not self._is_request(record):
+            if record is None:
+                # The end of a transaction.
+                continue
+            if len(tail) == most or not self._is_request(record):
                 break
             tail.insert(0, record)
         return tail
@@ -71,9 +92,12 @@ class LostTail:
         return name in world.workload.expected and not is_bad
 
     async def _recover(self, partition: Partition) -> None:
-        """Do what the error of a router says, as soon as there is something to recover."""
+        """Do what the error of a process says, as soon as there is something to recover."""
         world = self._world
-        log, group = MemoryLog(world.cluster, "operator"), f"{world.catalogue.prefix}.router"
+        log, group = MemoryLog(world.cluster, "operator"), world.catalogue.router_group
+        for pool in world.options.by_pool if self.is_of_lane else ():
+            if partition.topic in {t.name for t in world.catalogue.pool_topics(pool)}:
+                group = world.catalogue.worker_group(pool)
         key = make_key(world.new_key())
         signer = make_signer(world.catalogue, world, key=key, writer=OPERATOR)
         world.keys.append(signer.publish())

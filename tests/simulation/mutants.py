@@ -17,7 +17,7 @@ from streams.cancellation.stage import Canceller
 from streams.config.active_policy import DecisionContext
 from streams.engine.clock import BrokerClock
 from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition, Record
-from streams.engine.stage import Effect, Refusal, TransactionPlan
+from streams.engine.stage import Effect, ReadTo, Refusal, TransactionPlan
 from streams.engine.transactor import Transactor
 from streams.router.stage import Router
 from topics import Progress
@@ -60,11 +60,10 @@ class AsksBeforeFencing(Transactor):
                 progress = (
                     Progress(offset) if progress is None else progress.further(Progress(offset))
                 )
-            start = await self._stage.restore(partition, progress, self._log)
-            if start is None:
-                start = 0 if progress is None else progress.next_offset
+            told = await self._stage.restore(partition, progress, self._log)
+            start = 0 if progress is None else progress.next_offset
             self._writers[partition] = writer
-            self._log.seek(partition, start)
+            self._log.seek(partition, start if told is None else told.next_offset)
         if not self._is_ours(given):
             return False
         self._given = None
@@ -319,7 +318,7 @@ class TellsTooMuchHasEnded(Batcher):
 class HoldsInMemory(Batcher):
     """Reads on where its predecessor stood, who alone knew what was held."""
 
-    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> ReadTo:
         end = await super().restore(partition, progress, log)
         held = self._partitions[partition]
         for member in list(held.windows.members()):

@@ -20,7 +20,7 @@ from memory_cluster import (
     Transaction,
 )
 
-from streams.engine.continuity import newest_epoch
+from streams.engine.continuity import QuietPartitions, newest_epoch
 from streams.engine.log import GroupOffset, LogError, Membership, Outgoing, Partition, Record
 
 __all__ = [
@@ -191,6 +191,8 @@ class MemoryLog:
         self._membership: Membership | None = None
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
+        self._reached: dict[Partition, int] = {}
+        self._quiet = QuietPartitions(self)
         self._callback = asyncio.Lock()
 
     def is_passing(self, error: Exception) -> bool:
@@ -263,8 +265,13 @@ class MemoryLog:
         for partition, records in polled.items():
             known = self._epochs.get(partition)
             self._epochs[partition] = await newest_epoch(
-                self, self._group, records, before[partition], known
+                self, self._group, records, self._reached.get(partition, before[partition]), known
             )
+            self._reached[partition] = records[-1].offset + 1
+        reached = {
+            p: at for p, at in self._reached.items() if p in self._positions and p not in paused
+        }
+        await self._quiet.look(self._group, polled, reached, self._epochs)
         return polled
 
     def _take(
@@ -333,7 +340,7 @@ class MemoryLog:
         if offset < first:
             raise LogError(f"{partition} begins at {first}, after {offset}")
         if partition in self._positions:
-            self._positions[partition] = offset
+            self._positions[partition] = self._reached[partition] = offset
             self._epochs[partition] = leader_epoch
 
     async def bounds(

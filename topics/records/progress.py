@@ -17,9 +17,10 @@ class Progress:
     """All offsets below ``next_offset`` are finished, and so are those in ``finished``.
 
     ``head`` is the last root of the evidence written so far. On the hold, nothing below
-    ``held_from`` is still held. ``topic_id`` and the last record's ``leader_epoch`` identify the
-    log; they are None if an older version wrote the record. ``is_recovered`` is true of what a
-    recovery wrote: it is behind what a member may have told the group, and counts all the same.
+    ``held_from`` is still held. ``topic_id`` and the newest ``leader_epoch`` of a record read
+    identify the log; they are None if an older version wrote the record. ``is_recovered`` is true
+    of what a recovery wrote: it is behind what a member may have told the group, and counts all the
+    same.
     """
 
     next_offset: int
@@ -29,6 +30,11 @@ class Progress:
     topic_id: str | None = None
     leader_epoch: int | None = None
     is_recovered: bool = False
+
+    @property
+    def reach(self) -> int:
+        """The offset after the last record that is done, or finished above an open one."""
+        return max(self.next_offset, self.finished[-1] + 1 if self.finished else 0)
 
     def with_head(self, head: ChainHead | None) -> "Progress":
         """Return the same progress with another head."""

@@ -28,7 +28,7 @@ from workers.stage.admission import outside
 from workers.stage.backlog_estimate import BacklogEstimate
 from workers.stage.chunks import Streams
 from workers.stage.outcomes import OutcomeWriter, Task
-from workers.stage.partition_state import Lane
+from workers.stage.partition_state import InFlight, Lane
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.start_limiter import StartLimiter
 from workers.stage.wait_queue import WaitQueue
@@ -88,6 +88,7 @@ class Worker:
         self._direct_topic = evidence_writer.catalogue.pool_lane(pool, "direct")
         self._batch_topic = evidence_writer.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, Lane] = {}
+        self._in_flight = InFlight()
         self._waiting: dict[tuple[str, int], WaitQueue[tuple[Lane, Task]]]
         self._waiting = defaultdict(lambda: WaitQueue(share_of))
         self._running: dict[str, int] = {}
@@ -192,10 +193,9 @@ class Worker:
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Restore the offsets that a predecessor finished above its lowest open request."""
-        lane = Lane(next_offset=0 if progress is None else progress.next_offset)
-        if progress is not None:
-            lane.finished.update(progress.finished)
-        self._lanes[partition] = lane
+        known = progress or Progress(0)
+        lane = self._lanes[partition] = Lane(known.next_offset, in_flight=self._in_flight)
+        lane.finished.update(known.finished)
 
     def forget(self, partition: Partition) -> None:
         """Stop running requests of a lost partition; its new owner runs them again."""
@@ -206,6 +206,7 @@ class Worker:
             waiting.drop(lambda entry: entry[0] is lane)
         for task in lane.tasks:
             task.cancel()
+        lane.let_go()
 
     def wants(self, partition: Partition) -> bool:
         """Return True if there is room: direct work may use all, batch work only its share."""
@@ -213,10 +214,9 @@ class Worker:
         if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
         share = BATCH_SHARE if partition.topic == self._batch_topic else 1.0
-        lanes = self._lanes.values()
         return (
-            sum(len(lane.open) for lane in lanes) < max(1, int(self.in_flight_max * share))
-            and sum(lane.open_bytes for lane in lanes) < self._in_flight_bytes_max * share
+            self._in_flight.count < max(1, int(self.in_flight_max * share))
+            and self._in_flight.bytes < self._in_flight_bytes_max * share
         )
 
     def idle_s(self) -> float:

@@ -229,6 +229,22 @@ async def test_a_refused_lane_gives_back_what_was_kept() -> None:
     assert (kept, used) == (Amounts(), Amounts(1, 0, 0))
 
 
+async def test_a_request_that_the_accounts_refuse_has_a_result() -> None:
+    """Only its dead letter told of it: its client waited for ever."""
+    yard = Yard()
+    yard.publish(id="large", tenant="acme", metadata="x" * 4000)
+    yard.publish(id="small", tenant="acme")
+    accounts = yard.catalogue.accounts
+    yard.cluster.refuse = lambda r: r.topic == accounts and len(r.value or b"") > 4000
+    await routed(yard)
+    assert ends(yard) == {"large": "refused"}
+    assert yard.results()["large"].status == "rejected"
+    (letter,) = yard.dead_letters()
+    assert h.find(letter.headers, h.REASON) == b"refused"
+    steps = [(e.request_id, e.step) for e in yard.evidence()]
+    assert sorted(steps) == [("large", "dead_lettered"), ("large", "rejected"), ("small", "placed")]
+
+
 async def test_energy_is_kept_and_settled_as_dollars_are() -> None:
     yard = Yard(fleet=POWERED)
     yard.publish(id="r1", tenant="green", constraints={"pools": ["premium-eu"]})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hold_cases import hold, make_batcher
-from memory_log import MemoryLog
+from memory_log import CutOffError, MemoryLog
 from stream_cases import START, Yard, drain, keys, make_router, make_signer, make_transactor
 from tiers import seeds
 from worker_cases import ScriptedBackend, make_worker, place
@@ -106,6 +106,30 @@ async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
     assert served(yard) == [*FIRST, "new"]
 
 
+async def test_who_waits_for_a_recovery_survives_a_broker_that_is_gone() -> None:
+    """Its other partitions would go to nobody else, and be lost with it each time."""
+    yard, _ = await after_a_loss()
+    yard.cluster.members.clear()
+    log = MemoryLog(yard.cluster)
+    transactor = await yard.run(make_router(yard), log)
+    await drain(transactor)
+    bounds, log.bounds = log.bounds, gone  # type: ignore[method-assign,assignment]
+    yard.publish(1, id="elsewhere")
+    await drain(transactor)
+    assert served(yard) == [*FIRST, "elsewhere"]
+    log.bounds = bounds  # type: ignore[method-assign]
+    yard.publish(0, id="new")
+    await recover(yard, "yard.router")
+    await transactor.step()
+    await drain(transactor)
+    assert served(yard) == [*FIRST, "elsewhere", "new"]
+
+
+async def gone(*_: object) -> Any:
+    """Answer as a broker does that is gone."""
+    raise CutOffError("the broker is gone")
+
+
 async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
     yard, transactor = await after_a_loss()
     for n in range(5):
@@ -113,6 +137,38 @@ async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
     with pytest.raises(BrokenLogError, match="ends at 3"):
         await drain(transactor)
     assert served(yard) == FIRST
+
+
+async def test_a_tail_lost_under_a_member_is_found_though_nothing_stands_beyond_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else those requests wait for the next one, for ever on a quiet partition."""
+    monkeypatch.setattr(continuity, "QUIET_LOOK_S", 0.0)
+    yard, transactor = await after_a_loss()
+    for n in range(3):
+        yard.publish(0, id=f"new{n}")
+    with pytest.raises(BrokenLogError, match="ends at 3"):
+        await drain(transactor)
+    assert served(yard) == FIRST
+    await recover(yard, "yard.router")
+    await serve(yard)
+    assert served(yard) == [*FIRST, *NEW[:3]]
+
+
+async def test_a_quiet_partition_whose_leader_does_not_answer_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(continuity, "QUIET_LOOK_S", 0.0)
+    monkeypatch.setattr(continuity, "QUIET_ANSWER_S_MAX", 0.01)
+    yard = Yard()
+    yard.publish(0, id="a0")
+    log = MemoryLog(yard.cluster)
+    transactor = await yard.run(make_router(yard), log)
+    await drain(transactor)
+    for epoch_end in (gone, asyncio.Event().wait):
+        log.epoch_end = lambda *_, ask=epoch_end: ask()  # type: ignore[method-assign]
+        await drain(transactor)
+    assert served(yard) == ["a0"]
 
 
 async def test_what_a_member_tells_the_group_after_the_recovery_skips_nothing() -> None:
@@ -181,6 +237,131 @@ async def test_a_lane_that_was_made_again_drops_no_request_by_stale_finished_off
     await transactor.stop()
 
 
+async def half_finished(yard: Yard) -> Partition:
+    """Return a lane of four requests: a worker has finished the last, and runs the others."""
+    backend = ScriptedBackend()
+    for n in range(4):
+        place(yard, f"c{n}", number=0)
+    transactor = await yard.run(make_worker(yard, backend))
+    await transactor.step()
+    backend.finish("c3")
+    for _ in range(5):
+        await transactor.step()
+    newest = yard.cluster.records(yard.catalogue.progress)[-1]
+    assert decode(Progress, newest.value or b"").finished == (3,)
+    return Partition(yard.catalogue.pool_lane("premium-eu", "direct"), 0)
+
+
+async def test_a_lane_that_lost_what_is_finished_above_an_open_request_drops_no_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All below the lowest open offset is there, but 3 is another request by now."""
+    yard = Yard()
+    lane = await half_finished(yard)
+    yard.cluster.lose_tail(lane, 2)
+    for n in range(4):
+        place(yard, f"new{n}", number=0)
+    again = ScriptedBackend()
+    worker = make_worker(yard, again)
+    await serve(yard, worker)
+    assert again.running == []
+    assert "has done all below 0 and 1 from there on, and what it has read ends at 2" in caplog.text
+    message = await recover(yard, worker.group, lane)
+    assert "All below 0 counts as done, and what stands from there on is taken" in message
+    transactor = await serve(yard, make_worker(yard, again))
+    assert again.running == ["c0", "c1", "new0", "new1"]
+    await transactor.stop()
+
+
+async def test_a_recovery_keeps_what_is_finished_below_the_end_that_was_lost() -> None:
+    yard = Yard()
+    lane = await half_finished(yard)
+    # Another leads when the next is read.
+    yard.cluster.lose_tail(lane, yard.cluster.logs[lane].end)
+    place(yard, "c4", number=0)
+    backend = ScriptedBackend()
+    transactor = await serve(yard, make_worker(yard, backend))
+    backend.finish("c0")
+    for _ in range(5):
+        await transactor.step()
+    newest = decode(Progress, yard.cluster.records(yard.catalogue.progress)[-1].value or b"")
+    assert (newest.next_offset, newest.finished, newest.leader_epoch) == (1, (3,), 1)
+    place(yard, "c5", number=0)
+    backend.finish("c4")
+    for _ in range(5):
+        await transactor.step()
+    yard.cluster.lose_tail(lane, 4)
+    again = ScriptedBackend()
+    worker = make_worker(yard, again)
+    await serve(yard, worker)
+    message = await recover(yard, worker.group, lane)
+    assert "All below 1 counts as done, so do 1 from there on, and what else stands" in message
+    for n in range(2):
+        place(yard, f"new{n}", number=0)
+    transactor = await serve(yard, make_worker(yard, again))
+    assert again.running == ["c1", "c2", "new0", "new1"]
+    await transactor.stop()
+
+
+async def test_what_is_read_of_an_older_leader_accuses_none_of_what_is_finished() -> None:
+    """A new owner reads what a first leader wrote, and knows what is finished of a second."""
+    yard = Yard()
+    lane = Partition(yard.catalogue.pool_lane("premium-eu", "direct"), 0)
+    for n in range(3):
+        place(yard, f"c{n}", number=0)
+    yard.cluster.lose_tail(lane, 3)
+    place(yard, "c3", number=0)
+    backend = ScriptedBackend()
+    transactor = await yard.run(make_worker(yard, backend))
+    await transactor.step()
+    backend.finish("c3")
+    for _ in range(5):
+        await transactor.step()
+    yard.cluster.members.clear()
+    backend = ScriptedBackend()
+    worker = make_worker(yard, backend)
+    transactor = await yard.run(worker, records_max=1)
+    await transactor.step()
+    backend.finish("c0")
+    for _ in range(5):
+        await transactor.step()
+    newest = decode(Progress, yard.cluster.records(yard.catalogue.progress)[-1].value or b"")
+    assert (newest.next_offset, newest.finished, newest.leader_epoch) == (1, (3,), 1)
+    with pytest.raises(RecoveryError, match="fits the log"):
+        await recover(yard, worker.group, lane)
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_many_broken_partitions_are_found_as_soon_as_one(
+    is_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they took longer than a takeover may: the process ended, for ever."""
+    yard = Yard()
+    for n in range(4):
+        for each in range(2):
+            yard.publish(n, id=f"a{n}-{each}")
+    await serve(yard)
+    if is_another:
+        yard.cluster.recreate("yard.requests")
+    else:
+        for n in range(3):
+            yard.cluster.lose_tail(Partition("yard.requests", n), 1)
+        yard.publish(3, id="new")
+    monkeypatch.setattr(continuity, "RETRY_S", 0.125)
+    sleep, slept = asyncio.sleep, 0
+
+    async def count_sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds == continuity.RETRY_S
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", count_sleep)
+    transactor = await serve(yard)
+    assert slept == continuity.TRIES - 1
+    assert len(list(transactor._broken)) == (4 if is_another else 3)
+    assert ("new" in served(yard)) is not is_another
+
+
 async def test_a_hold_that_lost_its_tombstones_releases_nothing_twice() -> None:
     yard = Yard()
     home = hold(yard, "gone", partition=0).partition
@@ -223,6 +404,45 @@ async def test_a_hold_that_is_restored_past_its_progress_under_another_leader_is
     await serve(yard, make_batcher(yard))
     released = ["first", "second", "third"]
     assert sorted(keys(yard.lane("boards-us", "batch"))) == released
+
+
+async def test_a_hold_that_loses_its_end_before_anything_new_is_read_passes_nothing_over() -> None:
+    """All that was known of it was where it ended when it was restored."""
+    yard = Yard()
+    for n in range(3):
+        home = hold(yard, f"h{n}", partition=0).partition
+    transactor = await serve(yard, make_batcher(yard))
+    yard.cluster.lose_tail(home, 2)
+    for n in range(2):
+        hold(yard, f"new{n}", partition=0)
+    with pytest.raises(BrokenLogError, match="ends at 2"):
+        await drain(transactor)
+    yard.clock.at = START + 90
+    message = await recover(yard, "yard.batcher", home)
+    assert "All below 2 counts as done" in message
+    await serve(yard, make_batcher(yard))
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == ["h0", "h1", "new0", "new1"]
+
+
+async def test_a_hold_whose_end_is_compacted_is_read_on_where_progress_stands() -> None:
+    yard = Yard()
+    for n in range(3):
+        home = hold(yard, f"h{n}", partition=0).partition
+    yard.clock.at = START + 90
+    await serve(yard, make_batcher(yard))
+    assert len(yard.lane("boards-us", "batch")) == 3
+    transactor = await serve(yard, make_batcher(yard))
+    yard.clock.at += 2
+    await drain(transactor)
+    await transactor.step()
+    log = yard.cluster.logs[home]
+    # As the cleaner does with tombstones of yesterday.
+    log.entries[:] = [entry._replace(record=None) for entry in log.entries]
+    hold(yard, "next", partition=0)
+    transactor = await serve(yard, make_batcher(yard))
+    yard.clock.at += 90
+    await drain(transactor)
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == ["h0", "h1", "h2", "next"]
 
 
 class NewLeader(MemoryLog):
@@ -376,3 +596,31 @@ async def test_whatever_is_lost_whenever_nothing_is_served_twice_or_skipped(seed
 async def heal(yard: Yard) -> None:
     with contextlib.suppress(NothingToRecoverError):
         await recover(yard, "yard.router")
+
+
+async def test_what_is_taken_away_while_the_group_is_set_back_is_not_restored_here() -> None:
+    """A rebalance would wait for that, however long it takes."""
+    yard, _ = await after_a_loss()
+    await recover(yard, "yard.router")
+    yard.cluster.members.clear()
+    log, stage, restored = MemoryLog(yard.cluster, "old"), make_router(yard), []
+    transactor = make_transactor(log, stage, yard.catalogue.progress)
+    await transactor.start()
+    await yard.cluster.assign(stage.group, {"old": [HOME]})
+    commit_offsets, moving = log.commit_offsets, []
+
+    async def lose_meanwhile(offsets: Mapping[Partition, int]) -> None:
+        moving.append(asyncio.create_task(log.lose_all()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await commit_offsets(offsets)
+
+    async def restore(*args: Any) -> None:
+        restored.append(args)
+
+    log.commit_offsets = lose_meanwhile  # type: ignore[method-assign]
+    stage.restore = restore  # type: ignore[method-assign,assignment]
+    await transactor.take_over()
+    await moving[0]
+    assert not restored
+    assert not transactor.partitions

@@ -6,10 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
-from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
+from memory_log import Crash, CutOffError, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import Yard, drain, keys, make_transactor, request
 from tiers import seeds
 
+from streams.engine import retries
 from streams.engine.log import Outgoing, Partition, Record
 from streams.engine.transactor import Transactor
 from streams.router.deduplication import Duplicates
@@ -98,6 +99,30 @@ async def test_a_new_owner_knows_the_ids_of_its_predecessor() -> None:
     await drain(await take_over(yard))
     assert sorted(served(yard)) == ["a", "a", "b"]
     assert sorted(duplicates(yard)) == [("a", 1), ("b", 1)]
+
+
+async def test_a_broker_that_is_gone_while_a_first_is_looked_at_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    yard = Yard()
+    yard.publish(0, id="a")
+    await drain(await take_over(yard))
+    log = MemoryLog(yard.cluster)
+    fetch, fails = log.fetch, [1, 2]
+
+    async def gone_at_first(*args: Any) -> Any:
+        if fails.pop():
+            raise CutOffError("the broker is gone")
+        return await fetch(*args)
+
+    fails.insert(0, 0)
+    log.fetch = gone_at_first  # type: ignore[method-assign,assignment]
+    yard.cluster.members.clear()
+    transactor = await yard.run(make_router(yard), log)
+    yard.publish(0, id="a")
+    await drain(transactor)
+    assert (served(yard), duplicates(yard), fails) == (["a"], [("a", 1)], [])
 
 
 async def test_an_owner_that_gave_a_partition_up_forgets_its_ids() -> None:

@@ -66,6 +66,26 @@ async def test_what_is_queued_while_others_are_sent_goes_out_too() -> None:
     assert client.produced() == [["lane"], ["root"]]
 
 
+async def test_a_batch_that_is_too_large_for_its_topic_goes_in_smaller_ones() -> None:
+    """Each of its records was fit, and the process ended for what they were together."""
+    client = ScriptedClient()
+    refused = {"lane": MessageSizeTooLargeError.errno}
+    client.script[ProduceRequest] = [refused, refused]
+    outcomes = await send(client, *[("lane", 100)] * 4, ("root", 300))
+    assert outcomes == [None] * 5
+    # All four, the first two, each of these, and the other two.
+    assert client.produced() == [["lane", "root"], ["lane"], ["lane"], ["lane"], ["lane"]]
+    assert [len(batch) for batch in client.batches("lane")][2] < 300
+
+
+async def test_a_record_that_is_too_large_is_refused_with_those_of_its_batch() -> None:
+    client = ScriptedClient()
+    client.script[ProduceRequest] = [{"lane": MessageSizeTooLargeError.errno}] * 2
+    outcomes = await send(client, *[("lane", 100)] * 2)
+    assert all(isinstance(each, MessageSizeTooLargeError) for each in outcomes)
+    assert len(client.batches("lane")) == 2
+
+
 async def test_only_the_refused_batch_ends_with_an_error() -> None:
     client = ScriptedClient()
     client.script[ProduceRequest] = [{"lane": MessageSizeTooLargeError.errno}]

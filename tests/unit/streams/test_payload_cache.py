@@ -1,9 +1,10 @@
 """Held payloads: in memory up to a limit that all partitions share, read again beyond it."""
 
 import pytest
-from memory_log import MemoryCluster, MemoryLog
+from memory_log import CutOffError, MemoryCluster, MemoryLog
 
 from streams.batcher.payload_cache import Payloads, Room
+from streams.engine import retries
 from streams.engine.log import LogError, Outgoing, Partition, Record
 
 P0, P1 = Partition("held", 0), Partition("held", 1)
@@ -15,9 +16,13 @@ class CountingLog(MemoryLog):
     def __init__(self, cluster: MemoryCluster) -> None:
         super().__init__(cluster)
         self.fetched: list[int] = []
+        self.fails = 0
 
     async def fetch(self, partition, offsets):  # type: ignore[no-untyped-def]
         self.fetched += sorted(offsets)
+        if self.fails:
+            self.fails -= 1
+            raise CutOffError("the broker is gone")
         return await super().fetch(partition, offsets)
 
 
@@ -41,6 +46,19 @@ async def test_what_fits_is_kept_and_not_read_again(log: CountingLog) -> None:
     await payloads.load(log, [("a", 0), ("b", 1)])
     assert log.fetched == []
     assert payloads.record("b") is records[1]
+
+
+async def test_a_broker_that_is_gone_for_a_moment_is_asked_again(
+    log: CountingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a batcher with a large hold dies of each restart of a broker."""
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    payloads = Payloads(P0, Room(0))
+    payloads.add("a", put(log, "a", 50))
+    log.fails = 2
+    await payloads.load(log, [("a", 0)])
+    assert log.fetched == [0, 0, 0]
+    assert payloads.record("a").value == b"x" * 50
 
 
 async def test_headers_take_room_too() -> None:

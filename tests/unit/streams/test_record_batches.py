@@ -88,6 +88,49 @@ def fetched(data: bytes, offset: int = 0) -> list[Record]:
     return records_of(HOME, found)
 
 
+class Assigned:
+    """A partition that is assigned and not paused, as the client's fetcher sees it."""
+
+    active, paused, position = True, False, 0
+
+    def state_value(self, _where: object) -> "Assigned":
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+def polls(data: bytes, records_max: int) -> list[list[int]]:
+    """Return the offsets of each poll of a fetch."""
+    read_every_batch(BYTES_MAX)
+    where, committed, assigned = TopicPartition(*HOME), fetcher.READ_COMMITTED, Assigned()
+    batches = fetcher.MemoryRecords(data)
+    records = fetcher.PartitionRecords(where, batches, [], 0, None, None, True, committed)
+    result = fetcher.FetchResult(where, assignment=assigned, partition_records=records, backoff=0)
+    found = []
+    while result.has_more():
+        found.append([record.offset for record in result.getall(records_max)])
+        assert assigned.position == (found[-1] or found[-2])[-1] + 1
+    return found
+
+
+@pytest.mark.parametrize("large", ["key", "value", "header"])
+def test_a_poll_has_no_more_bytes_than_a_batch_and_one_record(large: str) -> None:
+    """A megabyte of gzip held 40 records of 25 MiB, and all were in one poll."""
+    much = bytes(BYTES_MAX // 2)
+    key, value = (much if large == name else b"" for name in ("key", "value"))
+    headers: Headers = [("h", much)] if large == "header" else []
+    data = b"".join(batch((key, value, headers), base=n, codec="gzip") for n in range(5))
+    assert polls(data, 100) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_poll_has_no_more_records_than_were_asked_for() -> None:
+    data = batch(*[(b"k", b"v", ())] * 5)
+    assert polls(data, 2) == [[0, 1], [2, 3], [4]]
+    assert polls(data, 5) == [[0, 1, 2, 3, 4], []]
+    assert polls(data, 100) == [[0, 1, 2, 3, 4]]
+
+
 def message_of(record: Record) -> str:
     assert record.unreadable is not None
     assert (record.key, record.value, record.headers) == (None, None, ())

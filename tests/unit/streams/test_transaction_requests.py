@@ -115,6 +115,16 @@ async def test_a_lost_answer_is_asked_for_again(told: int) -> None:
     assert sequences(client, "lane") == [0, 0, 2]
 
 
+async def test_numbers_of_records_begin_again_where_they_are_too_large_for_kafka() -> None:
+    """A producer that had written two billion records to a partition ended its process."""
+    client = ScriptedClient()
+    requests = requests_of(client)
+    requests._sequences[at("lane")] = 2**31 - 3
+    for _ in range(3):
+        await write(client, requests, "lane")
+    assert sequences(client, "lane") == [2**31 - 3, 2**31 - 1, 1]
+
+
 @pytest.mark.parametrize("error", [MessageSizeTooLargeError, OutOfOrderSequenceNumber])
 async def test_a_refused_batch_keeps_no_other(error: type[KafkaError]) -> None:
     client = ScriptedClient()

@@ -276,6 +276,41 @@ class SlowToRestore(Copier):
         self.forgotten.append(partition)
 
 
+class LongRestore(Copier):
+    """Has much to read back; the broker is gone at the end of the first tries."""
+
+    def __init__(self, fails: int = 0) -> None:
+        super().__init__()
+        self.tries_left = fails
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        await asyncio.sleep(0.3)
+        self.tries_left -= 1
+        if self.tries_left >= 0:
+            raise CutOffError("the broker is gone")
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+async def test_a_restore_may_take_longer_than_tries_that_fail(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Else whoever has much to read back is ended for it, and so is each successor."""
+    monkeypatch.setattr(retries, "PASSES_S_MAX", 0.2)
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)
+    names = fill(cluster, 4)
+    await drain(await take(cluster, LongRestore(fails)))
+    assert_once(cluster, names)
+
+
+async def test_restores_of_which_each_fails_end_the_process(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "PASSES_S_MAX", 0.2)
+    monkeypatch.setattr(retries, "RETRY_S", 0.1)
+    with pytest.raises(LogError, match="taking over 2 partitions: not in"):
+        await soon(drain(await take(cluster, LongRestore(1000))), "the end")
+
+
 async def test_no_restore_keeps_the_client_from_its_heartbeats(cluster: MemoryCluster) -> None:
     """The client sends none while it calls us back: what takes long is left to the next step."""
     names = fill(cluster, 4)

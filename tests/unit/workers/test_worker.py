@@ -20,6 +20,7 @@ from worker_cases import (
 
 from streams.engine.log import LogError
 from topics import Cost, Progress, Response, Timing, Usage
+from workers.stage.partition_state import InFlight
 from workers.stage.start_limiter import BURST, PER_S, StartLimiter
 from workers.stage.worker import FINISH_POLL_S_MAX, FINISH_POLL_S_MIN
 
@@ -265,6 +266,20 @@ async def test_large_requests_are_taken_by_their_bytes() -> None:
     backend.finish("c2")
     await step_until(transactor, lambda: len(yard.results()) == 3, "all results")
     assert worker.wants(partition(yard, lane="batch"))
+
+
+async def test_partitions_that_go_to_another_make_room() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    worker, transactor = await serve(yard, backend, in_flight_max=2)
+    for n in range(2):
+        place(yard, f"c{n}", number=n)
+    await step_times(transactor, 2)
+    assert not worker.wants(partition(yard))
+    worker.forget(partition(yard, 1))
+    assert worker.wants(partition(yard))
+    worker.forget(partition(yard, 0))
+    assert worker._in_flight == InFlight()
 
 
 async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(
