@@ -26,8 +26,8 @@ RATIO_MAX = 4.0
 # of its noise. Prompts that come beside a reply make some measurements much longer, and none
 # shorter; a promise is to be what most requests get.
 UNLEARNED, LONGER = 2.0, 0.5
-# The decode of a short reply has so much more variance, over its steps: a prompt beside it makes one
-# of two tokens many times as long, and is lost in one of hundreds. None from so many steps on.
+# The decode of a short reply has so much more variance, over its steps: a prompt beside it makes
+# one of two tokens many times as long, and is lost in one of hundreds. None from so many steps on.
 SHORT, STEPS_MANY = 8.0, 16
 # Of the larger of compute and memory time, and the smaller: to which the difference is put down.
 SHARPNESS = 4
