@@ -17,7 +17,7 @@ from gateway.exchange.request_ids import belongs_to, made_at
 from gateway.http.errors import ApiError, json_response
 from gateway.http.state import Gateway
 from topics import InferenceRequest, QuoteAnswer, Result
-from topics.records.quote_token import digest_in, request_digest
+from topics.records.quote_token import digest_in, due_in, request_digest
 from topics.records.result import Timing
 
 ANSWER_S_MAX = 15.0
@@ -78,7 +78,8 @@ async def run_of_quote(gateway: Gateway, tenant: str, asked: Wanted, request_id:
             param="shunter.quote_id",
         )
     result = await gateway.exchange.result(request_id, since=made_at(request_id))
-    return Run(request_id, is_joined=result is not None, result=result)
+    due_at = due_in(str(asked.fields["quote_id"]), gateway.clock.now())
+    return Run(request_id, is_joined=result is not None, result=result, due_at=due_at)
 
 
 def _is_quoted(request_id: str, asked: Wanted) -> bool:

@@ -53,6 +53,7 @@ class Run:
     """A request to answer: its id, and its result where it has ended before.
 
     ``is_joined`` is true where another request has begun it, at ``begun_at`` (epoch seconds).
+    ``due_at`` is by when a quote that it takes promises it, by what the quote says; 0 without one.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class Run:
     is_joined: bool = False
     result: Result | None = None
     begun_at: float = 0.0
+    due_at: float = 0.0
 
 
 def key_of(tenant: str, path: str, text: str) -> Key:
@@ -156,7 +158,7 @@ async def followed(
             is_over = box.has_result or run.result is not None
             # A process that stops breaks off what is open: with a key it is asked for elsewhere.
             if not is_over and not (gateway.is_stopping and run.key is not None):
-                gateway.begin(_left(gateway, run))
+                abandon(gateway, run, _LEFT)
             raise
         finally:
             if staying is not None:
@@ -189,6 +191,11 @@ def give_up(gateway: Gateway, run: Run) -> None:
         gateway.begin(_cancel(gateway, run.request_id, "its stream was interrupted"))
 
 
+def abandon(gateway: Gateway, run: Run, reason: str) -> None:
+    """Cancel a request that nobody waits for; with a key only once nobody comes for it again."""
+    gateway.begin(_left(gateway, run, reason))
+
+
 async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
     """Tell again and again that somebody waits, for another gateway whose client leaves."""
     held = gateway.claims.find(key.name)
@@ -200,7 +207,7 @@ async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
         held = gateway.claims.find(key.name)
 
 
-async def _left(gateway: Gateway, run: Run) -> None:
+async def _left(gateway: Gateway, run: Run, reason: str) -> None:
     left_at = gateway.clock.now()
     if run.key is not None:
         await asyncio.sleep(gateway.settings.gateway_reclaim_s)
@@ -208,7 +215,7 @@ async def _left(gateway: Gateway, run: Run) -> None:
         has_come_back = held is not None and held.joined_at >= left_at
         if has_come_back or gateway.exchange.is_followed(run.request_id):
             return
-    await _cancel(gateway, run.request_id, _LEFT)
+    await _cancel(gateway, run.request_id, reason)
 
 
 async def _cancel(gateway: Gateway, request_id: str, reason: str) -> None:

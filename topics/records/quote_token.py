@@ -8,7 +8,7 @@ import base64
 import binascii
 import hmac
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -69,11 +69,30 @@ def digest_in(token: str) -> str | None:
 
     Nobody has vouched for it: `terms_of` does.
     """
+    told = _said_in(token)
+    return str(told[0]) if told else None
+
+
+def due_in(token: str, now: float) -> float:
+    """Return by when a token says that its request is promised if it is taken now; else ``now``.
+
+    Epoch seconds. Nobody has vouched for it: `terms_of` does.
+    """
+    match _said_in(token):
+        case [_, _, int() | float() as deadline, *_]:
+            return float(deadline)
+        case [_, _, _, int() | float() as within_s, *_]:
+            return now + within_s
+        case _:
+            return now
+
+
+def _said_in(token: str) -> list[Any]:
     try:
         told = orjson.loads(_bytes(token.partition(".")[0]))
     except (binascii.Error, ValueError):
-        return None
-    return str(told[0]) if isinstance(told, list) and told else None
+        return []
+    return told if isinstance(told, list) else []
 
 
 def terms_of(secret: bytes, token: str) -> QuoteTerms:
