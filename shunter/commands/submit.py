@@ -43,6 +43,7 @@ from topics.terminal_text import visible_line
 BAD_LINES_SHOWN_MAX = 20
 DEAD_LETTERS_SHOWN_MAX = 20
 STDIN_MEMORY_BYTES_MAX = 16 * 1024 * 1024
+INCOMPLETE = 3
 STATUSES: tuple[Status, ...] = ("completed", "failed", "expired", "rejected", "cancelled")
 
 
@@ -69,10 +70,13 @@ def submit(
     """Publish requests: one a line, native or as in an OpenAI Batch file, each as it stands.
 
     What the options say of all lines is written into those that don't say it themselves. Where a
-    line is bad, each bad one is named and nothing is published, unless --skip-bad. With --wait the
-    exit code is 1 when a request has no end at the timeout: no result, no dead letter, and none of
-    its id came before, which would make it a duplicate that is not served (known to those who may
-    read the evidence). --follow prints answers as they come.
+    line is bad, each bad one is named and nothing is published, unless --skip-bad. --follow prints
+    answers as they come.
+
+    With --wait the exit code is 0 when each request was completed. It is 3 when one ended in
+    another way: failed, expired, rejected, cancelled, as a dead letter, or as a duplicate that is
+    not served since its id came before (known to those who may read the evidence). It is 1 when one
+    has no end at the timeout.
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
@@ -109,6 +113,8 @@ def submit(
         tally = _followed(settings, lines, checked, timeout_s, written, printer, as_json=as_json)
     if tally.waiting:
         raise typer.Exit(1)
+    if tally.statuses["completed"] < tally.submitted:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _check_outputs(file: Path, output: Path | None, errors: Path | None) -> None:
