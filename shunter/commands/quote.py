@@ -22,6 +22,7 @@ from shunter.console import (
     out,
     read_input,
     settings_from,
+    write_output,
 )
 from topics import InferenceRequest, parse_request
 from topics.iso_time import iso_time
@@ -120,10 +121,7 @@ def _taken(menu: list[MenuLine], number: int) -> MenuLine:
 
 def _write(output: Path, requests: list[InferenceRequest], line: MenuLine) -> None:
     values = [orjson.dumps(as_sent(r, line.quote_ids[r.id])) for r in requests]
-    try:
-        output.write_bytes(b"\n".join(values) + b"\n")
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}") from error
+    write_output(output, b"\n".join(values) + b"\n")
 
 
 def _as_json(line: MenuLine) -> dict[str, object]:
