@@ -11,7 +11,7 @@ from gateway.api.translation import Wanted
 from gateway.exchange.claims import HeldKey, first_run
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
-from gateway.exchange.request_ids import keyed_id
+from gateway.exchange.request_ids import keyed_id, made_at
 from gateway.http.errors import ApiError, as_unicode
 from gateway.http.spans import HeaderList, HttpSpan
 from gateway.http.state import Gateway
@@ -46,6 +46,16 @@ class Key:
     def request_id(self, run: int) -> str:
         """Return the id of one of its requests."""
         return keyed_id(self.tenant, self.path, self.text, run)
+
+
+@dataclass(frozen=True, slots=True)
+class OfferKey(Key):
+    """The key of an offer that was taken: ``text`` is the one request that it is for."""
+
+    def request_id(self, run: int) -> str:
+        """Return the id of the request."""
+        del run
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,23 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
 def _may_do_better(result: Result) -> bool:
     failure = failure_of(result)
     return failure is not None and failure.status_code in _RUN_ANEW
+
+
+async def run_of_offer(gateway: Gateway, tenant: str, wanted: Wanted, request_id: str) -> Run:
+    """Return the run of a request that takes an offer: a new one, or the one that was begun.
+
+    Whoever takes it again, since a connection broke, finds it as with a key: it runs on for a while
+    when its client leaves.
+
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    key, token = OfferKey(tenant, "quote", request_id), secrets.token_hex(8)
+    await _claim(gateway, key, wanted, 0, token)
+    first = (await _seen(gateway, key, 0)).claim
+    result = await gateway.exchange.result(request_id, since=made_at(request_id))
+    is_joined = first.token != token or result is not None
+    return Run(request_id, key, is_joined, result, begun_at=first.at)
 
 
 async def _claim(gateway: Gateway, key: Key, wanted: Wanted, run: int, token: str) -> None:

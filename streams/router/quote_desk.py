@@ -29,6 +29,7 @@ from topics.records.quote_token import (
     request_digest,
     terms_of,
     token_of,
+    wants_other,
 )
 
 
@@ -110,14 +111,14 @@ class QuoteDesk:
         if came_at > terms.valid_until:
             late_s = came_at - terms.valid_until
             raise UnservableError(
-                "quote_expired", f"the quote expired {late_s:.1f} s before; ask for another"
+                "quote_expired",
+                f"the quote expired {late_s:.1f} s before; ask for another, for the request under"
+                " another id, since this one is used",
             )
         self._check_wish(request, terms)
-        within_s = terms.within_s
-        deadline = terms.deadline if within_s is None else came_at + within_s
         bound = {
-            "service_tier": terms.tier, "deadline": deadline, "completion_window": None,
-            "created_at": came_at,
+            "service_tier": terms.tier, "deadline": terms.due_at(came_at),
+            "completion_window": None, "created_at": came_at,
         }  # fmt: skip
         quoted = Quoted(id_of(request.quote_id), terms.nano_usd, terms.chance)
         return request.model_copy(update=bound), quoted
@@ -125,13 +126,7 @@ class QuoteDesk:
     @staticmethod
     def _check_wish(request: InferenceRequest, terms: QuoteTerms) -> None:
         """Refuse a request that says itself, and otherwise, when it wants its answer."""
-        window = request.completion_window
-        is_other = (
-            (request.deadline is not None and request.deadline != terms.deadline)
-            or (window is not None and duration_s(window) != terms.within_s)
-            or request.service_tier not in ("auto", terms.tier)
-        )
-        if is_other:
+        if wants_other(request, terms):
             raise UnservableError(
                 "quote_altered",
                 "deadline, completion_window or service_tier is not that of the quote; leave them"
