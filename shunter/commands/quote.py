@@ -28,6 +28,9 @@ from topics import InferenceRequest, parse_request
 from topics.iso_time import iso_time
 from topics.records.request import duration_s
 
+# Shorter windows are told to the hundredth of a second.
+WHOLE_FROM_S = 60.0
+
 By = Annotated[
     list[str] | None,
     typer.Option(
@@ -74,7 +77,8 @@ def quote(
     check_writable(output)
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     requests = _requests(file, settings.request_bytes_max)
-    asked = dict(questions(requests, _wish(by or [], tiers or []), f"quote-{token_hex(6)}"))
+    wish, prefix = _wish(by or [], tiers or []), f"quote-{token_hex(6)}"
+    asked = dict(questions(requests, wish, prefix, settings.request_bytes_max))
     menu = menu_of(run(ask(settings, asked)))
     if take is not None and output is not None:
         _write(output, requests, _taken(menu, take))
@@ -150,7 +154,8 @@ def _table(menu: list[MenuLine]) -> Table:
     for number, line in enumerate(menu, start=1):
         when = iso_time(line.deadline)
         if line.within_s is not None:
-            when = f"{line.within_s:,.0f} s after acceptance"
+            digits = 0 if line.within_s >= WHOLE_FROM_S else 2
+            when = f"{line.within_s:,.{digits}f} s after acceptance"
         table.add_row(
             str(number),
             line.tier,
