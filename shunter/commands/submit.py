@@ -93,7 +93,11 @@ def submit(
         raise UserError("--format and --in-order say how to write --output: add that")
     _check_outputs(file, output, errors)
     with contextlib.ExitStack() as files, _opened(file) as (opened, name):
-        checked = check_lines(with_wishes(opened, wishes), bytes_max=settings.request_bytes_max)
+        checked = check_lines(
+            with_wishes(opened, wishes),
+            bytes_max=settings.request_bytes_max,
+            with_questions=not wait or quote is not None,
+        )
         _tell_bad(checked, name, skip_bad=skip_bad)
         opened.seek(0)
         lines: Iterable[bytes] = with_wishes(opened, wishes)

@@ -43,6 +43,15 @@ def test_results_of_before_stay_where_nothing_is_published(tmp_path: Path) -> No
     assert f"{requests}:2: " in told
 
 
+def test_a_question_is_not_waited_for(tmp_path: Path) -> None:
+    """It never has a result; its answer stands elsewhere."""
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(REQUEST.replace('"id"', '"quote":true,"id"'))
+    code, told = shunter("submit", requests, "--wait", *NO_KAFKA)
+    assert code == 1
+    assert f"{requests}:1: it asks what it would cost (quote), and gets no result" in told
+
+
 @pytest.mark.parametrize("option", ["--output", "--errors"])
 def test_results_are_not_written_over_the_requests(tmp_path: Path, option: str) -> None:
     """The requests of a file that is named twice are still there, and the option is named."""
