@@ -115,10 +115,14 @@ def submit(
         )
         printer = Printer(out) if follow_streams else None
         tally = _followed(settings, lines, checked, timeout_s, written, printer, as_json=as_json)
+    raise typer.Exit(_exit_code(tally))
+
+
+def _exit_code(tally: SubmitTally) -> int:
+    """Return whether all were completed, one ended in another way, or one has no end."""
     if tally.waiting:
-        raise typer.Exit(1)
-    if tally.statuses["completed"] < tally.submitted:
-        raise typer.Exit(INCOMPLETE)
+        return 1
+    return 0 if tally.statuses["completed"] == tally.submitted else INCOMPLETE
 
 
 def _check_outputs(file: Path, output: Path | None, errors: Path | None) -> None:
