@@ -25,7 +25,7 @@ _CHARACTERS_MIN = 4
 
 # Of a URL, up to the last @: a secret may hold a slash. What was cut off before the @ counts too,
 # where it is no port.
-_OF_URL = re.compile(r"(?<=://)(?:[^\s'\"<>]*@|[^\s'\"<>/:@]+:(?!\d{1,5}\b)[^\s'\"<>]*)")
+_OF_URL = re.compile(r"(?<=://)(?:[^\s'\"<>]*@|[^\s'\"<>/:@]+:(?!\d{1,5}\b)[^\s'\"<>]+)")
 _OF_HOST = re.compile(r"(?<![^\s'\",=])[^\s'\",=:/@]+:[^\s'\",/@]+@(?=[\w.-]+:\d)")
 _OF_QUERY = re.compile(
     r"([?&][\w.-]*(?:key|secret|token|password|signature|sig|credential)[\w.-]*=)[^\s&'\"<>]+",

@@ -157,6 +157,8 @@ class Settings(BaseSettings):
     """Requests open at once at one gateway."""
     gateway_read_s_max: float = Field(default=30.0, gt=0, le=3600)
     """How long a client may take for a whole head, and for a whole JSON body."""
+    gateway_answer_s_max: float = Field(default=600.0, gt=0, le=7 * 86400)
+    """How long a request whose client names no deadline may hear nothing of its answer."""
     gateway_reclaim_s: float = Field(default=10.0, ge=0, le=3600)
     """How long a request with an ``Idempotency-Key`` runs on without a client."""
     gateway_files: str | None = None

@@ -1,12 +1,12 @@
 """The operations of models: one handler, from the body to the answer."""
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 
 from aiohttp import web
 
 from gateway.api.answers import answer_headers
+from gateway.api.patience import Patience
 from gateway.api.quotes import quote, run_of_quote
 from gateway.api.refusals import refusal_of
 from gateway.api.responses_output import body_in_form
@@ -92,9 +92,14 @@ async def _answered(
     headers = {"x-request-id": run.request_id}
     if run.is_joined:
         headers["idempotent-replayed"] = "true"
-    streamed = StreamedAnswer(gateway, request, run, asked, box) if asked.is_streamed else None
+    patience = Patience(gateway, run, asked)
+    streamed = (
+        StreamedAnswer(gateway, request, run, asked, box, patience.heard)
+        if asked.is_streamed
+        else None
+    )
     try:
-        async with asyncio.timeout(_left_s(gateway, run, asked)):
+        async with patience.limit():
             if streamed is not None:
                 return await streamed.send(headers)
             result = await _result(run, box)
@@ -102,7 +107,8 @@ async def _answered(
         error.headers |= headers
         raise
     except TimeoutError:
-        late = ApiError(504, "deadline_exceeded", "the deadline has passed", headers=headers)
+        late = patience.give_up()
+        late.headers |= headers
         if streamed is not None:
             return await streamed.expire(late)
         raise late from None
@@ -124,9 +130,3 @@ def _charge_when_ended(gateway: Gateway, key: ApiKey | None, request_id: str) ->
 
 async def _result(run: Run, box: Mailbox) -> Result:
     return await box.result() if run.result is None else run.result
-
-
-def _left_s(gateway: Gateway, run: Run, asked: Wanted) -> float | None:
-    if asked.deadline is None or run.result is not None:
-        return None
-    return max(0.0, asked.deadline - gateway.clock.now())

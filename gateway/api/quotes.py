@@ -5,19 +5,19 @@ they get names both: the id, a colon, and what the routers made.
 """
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from aiohttp import web
 
 from gateway.api.refusals import refusal_of
-from gateway.api.runs import Run
+from gateway.api.runs import Run, run_of_offer
 from gateway.api.translation import QUOTE_SEPARATOR, Wanted
 from gateway.exchange.publisher import UnavailableError
-from gateway.exchange.request_ids import belongs_to, made_at
+from gateway.exchange.request_ids import belongs_to
 from gateway.http.errors import ApiError, json_response
 from gateway.http.state import Gateway
 from topics import InferenceRequest, QuoteAnswer, Result
-from topics.records.quote_token import digest_in, request_digest
+from topics.records.quote_token import request_digest, said_in, wants_other
 from topics.records.result import Timing
 
 ANSWER_S_MAX = 15.0
@@ -69,22 +69,32 @@ async def run_of_quote(gateway: Gateway, tenant: str, asked: Wanted, request_id:
         ApiError: the offer was made to another tenant, or for another request (422).
         UnavailableError: Kafka does not answer.
     """
-    if not (belongs_to(request_id, tenant) and _is_quoted(request_id, asked)):
-        raise ApiError(
-            422,
-            "quote_altered",
+    terms = said_in(str(asked.fields["quote_id"]))
+    sent = None if terms is None else _as_quoted(request_id, asked, terms.digest)
+    # Routers know whether the offer is ours. What they reject has used up its id, and with it the
+    # offer, so that who makes a mistake is told here.
+    if terms is None or sent is None or not belongs_to(request_id, tenant):
+        raise _altered(
             "the request is not the one that was quoted: model, body, task, slo, constraints and"
-            " hints must be the same",
-            param="shunter.quote_id",
+            " hints must be the same"
         )
-    result = await gateway.exchange.result(request_id, since=made_at(request_id))
-    return Run(request_id, is_joined=result is not None, result=result)
+    if wants_other(sent, terms):
+        raise _altered(
+            "shunter.deadline or service_tier is not that of the quote; leave them out, since the"
+            " quote has them"
+        )
+    run = await run_of_offer(gateway, tenant, asked, request_id)
+    return replace(run, due_at=terms.due_at(gateway.clock.now()))
 
 
-def _is_quoted(request_id: str, asked: Wanted) -> bool:
-    """Return whether an offer says that it is for this request; routers know whether that is so."""
+def _as_quoted(request_id: str, asked: Wanted, digest: str) -> InferenceRequest | None:
+    """Return the request as it was quoted under an id; None where it is another, or can't be."""
     try:
         sent = InferenceRequest.model_validate({"id": request_id} | asked.fields)
-        return digest_in(str(sent.quote_id)) == request_digest(sent)
+        return sent if request_digest(sent) == digest else None
     except ValueError:
-        return False
+        return None
+
+
+def _altered(message: str) -> ApiError:
+    return ApiError(422, "quote_altered", message, param="shunter.quote_id")

@@ -11,7 +11,7 @@ from gateway.api.translation import Wanted
 from gateway.exchange.claims import HeldKey, first_run
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
-from gateway.exchange.request_ids import keyed_id
+from gateway.exchange.request_ids import keyed_id, made_at
 from gateway.http.errors import ApiError, as_unicode
 from gateway.http.spans import HeaderList, HttpSpan
 from gateway.http.state import Gateway
@@ -50,10 +50,21 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferKey(Key):
+    """The key of an offer that was taken: ``text`` is the one request that it is for."""
+
+    def request_id(self, run: int) -> str:
+        """Return the id of the request."""
+        del run
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A request to answer: its id, and its result where it has ended before.
 
     ``is_joined`` is true where another request has begun it, at ``begun_at`` (epoch seconds).
+    ``due_at`` is by when a quote that it takes promises it, by what the quote says; 0 without one.
     """
 
     request_id: str
@@ -61,6 +72,7 @@ class Run:
     is_joined: bool = False
     result: Result | None = None
     begun_at: float = 0.0
+    due_at: float = 0.0
 
 
 def key_of(tenant: str, path: str, text: str) -> Key:
@@ -116,6 +128,23 @@ def _may_do_better(result: Result) -> bool:
     return failure is not None and failure.status_code in _RUN_ANEW
 
 
+async def run_of_offer(gateway: Gateway, tenant: str, wanted: Wanted, request_id: str) -> Run:
+    """Return the run of a request that takes an offer: a new one, or the one that was begun.
+
+    Whoever takes it again, since a connection broke, finds it as with a key: it runs on for a while
+    when its client leaves.
+
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    key, token = OfferKey(tenant, "quote", request_id), secrets.token_hex(8)
+    await _claim(gateway, key, wanted, 0, token)
+    first = (await _seen(gateway, key, 0)).claim
+    result = await gateway.exchange.result(request_id, since=made_at(request_id))
+    is_joined = first.token != token or result is not None
+    return Run(request_id, key, is_joined, result, begun_at=first.at)
+
+
 async def _claim(gateway: Gateway, key: Key, wanted: Wanted, run: int, token: str) -> None:
     claim = KeyClaim(run, wanted.digest, token, gateway.clock.now())
     await gateway.exchange.send(gateway.exchange.catalogue.claims, key.name, encode(claim))
@@ -161,11 +190,11 @@ async def followed(
             is_over = box.has_result or run.result is not None
             # A process that stops breaks off what is open: with a key it is asked for elsewhere.
             if not is_over and not (gateway.is_stopping and run.key is not None):
-                gateway.begin(_left(gateway, run, _LEFT))
+                abandon(gateway, run, _LEFT)
             raise
         except UnavailableError as error:
             if error.may_be_there and not box.has_result:
-                gateway.begin(_left(gateway, run, _UNSURE))
+                abandon(gateway, run, _UNSURE)
             raise
         finally:
             if staying is not None:
@@ -198,6 +227,11 @@ def give_up(gateway: Gateway, run: Run) -> None:
         gateway.begin(_cancel(gateway, run.request_id, "its stream was interrupted"))
 
 
+def abandon(gateway: Gateway, run: Run, reason: str) -> None:
+    """Cancel a request that nobody waits for; with a key only once nobody comes for it again."""
+    gateway.begin(_left(gateway, run, reason))
+
+
 async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
     """Tell again and again that somebody waits, for another gateway whose client leaves."""
     held = gateway.claims.find(key.name)
@@ -209,7 +243,7 @@ async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
         held = gateway.claims.find(key.name)
 
 
-async def _left(gateway: Gateway, run: Run, why: str) -> None:
+async def _left(gateway: Gateway, run: Run, reason: str) -> None:
     left_at = gateway.clock.now()
     if run.key is not None:
         await asyncio.sleep(gateway.settings.gateway_reclaim_s)
@@ -217,7 +251,7 @@ async def _left(gateway: Gateway, run: Run, why: str) -> None:
         has_come_back = held is not None and held.joined_at >= left_at
         if has_come_back or gateway.exchange.is_followed(run.request_id):
             return
-    await _cancel(gateway, run.request_id, why)
+    await _cancel(gateway, run.request_id, reason)
 
 
 async def _cancel(gateway: Gateway, request_id: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Answers as streams of server-sent events: pieces as they come, and an end only if it is one."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,16 +49,23 @@ class _Progress:
 
 
 class StreamedAnswer:
-    """One answer, streamed to one client."""
+    """One answer, streamed to one client; ``heard`` is called for each piece that has come."""
 
     def __init__(
-        self, gateway: Gateway, request: web.Request, run: Run, wanted: Wanted, box: Mailbox
+        self,
+        gateway: Gateway,
+        request: web.Request,
+        run: Run,
+        wanted: Wanted,
+        box: Mailbox,
+        heard: Callable[[], object],
     ) -> None:
         self._gateway = gateway
         self._request = request
         self._run = run
         self._wanted = wanted
         self._box = box
+        self._heard = heard
         form = ChunkForm if wanted.response is None else ResponseEvents
         self._form = form(run.request_id, wanted, gateway.clock.now())
         self._progress = _Progress()
@@ -99,6 +106,7 @@ class StreamedAnswer:
         while progress.result is None:
             piece, progress.result = await self._box.piece_or_result()
             if piece is not None:
+                self._heard()
                 await self._take(piece)
         if progress.result.status == "completed":
             try:

@@ -13,7 +13,7 @@ from policies.config.options import Option
 from policies.fleet_state.candidate_load import PoolLoad, standing_in
 from policies.placement.decide import Decision, decide
 from policies.placement.inputs import Inputs, inputs_of
-from policies.scoring.estimate import Estimate, spread_of
+from policies.scoring.estimate import spread_of
 from policies.scoring.promises import errors_of, times_for
 from policies.scoring.situation import Situation
 from topics import Profile
@@ -89,6 +89,7 @@ def menu(
     windows_s: Sequence[float],
     here: Situation,
     now: float,
+    answers: Sequence[int] = (),
 ) -> tuple[list[PricedOffer], Decision | Shortfall | None]:
     """Return the offers for the requests of a question, and why there are no more, if so.
 
@@ -102,11 +103,12 @@ def menu(
             and the cheapest with each of the policy's chances.
         here: the situation; it is only read.
         now: epoch seconds.
+        answers: how many answers each request is for, each of which is priced; without, one.
     """
     offers: dict[PricedOffer, None] = {}
     refusal: Decision | Shortfall | None = None
     for tier in tiers:
-        desk = _Desk(tagged(tier), here, now)
+        desk = _Desk(tagged(tier), here, now, answers)
         for chance in here.policy.quotes.chances:
             wanted: list[tuple[float, float | None]] = [
                 *((deadline, None) for deadline in deadlines),
@@ -135,10 +137,13 @@ def _worse(known: Decision | Shortfall | None, found: Decision | Shortfall) -> D
 class _Desk:
     """Prices the requests of a question in one tier, each as if those before it were placed."""
 
-    def __init__(self, profiles: Sequence[Profile], here: Situation, now: float) -> None:
+    def __init__(
+        self, profiles: Sequence[Profile], here: Situation, now: float, answers: Sequence[int]
+    ) -> None:
         self._profiles = profiles
         self._here = here
         self._now = now
+        self._answers = answers or [1] * len(profiles)
         self._inputs = [inputs_of(profile, here, now) for profile in profiles]
 
     def spans_s(self, chance: float) -> list[float]:
@@ -211,7 +216,7 @@ class _Desk:
         here, now = self._here, self._now
         loads = {pool: load.copied() for each in self._inputs for pool, load in each.loads.items()}
         prices, least = [], 1.0
-        for profile, inputs in zip(profiles, self._inputs, strict=True):
+        for profile, inputs, answers in zip(profiles, self._inputs, self._answers, strict=True):
             wanted = bound_to(profile, Quoted("", 0, chance))
             seen = Inputs(loads, self._rate_per_s(profile, inputs), inputs.credit)
             decision = decide(wanted, seen, here.options, here.policy, now)
@@ -220,10 +225,11 @@ class _Desk:
                 return decision
             least = min(least, promised.chance)
             margin, limit_usd = here.policy.quotes.margin, profile.max_cost_usd
-            prices.append(price_nano(promised.cost_usd, margin, limit_usd))
+            prices.append(price_nano(promised.cost_usd * answers, margin, limit_usd))
             if decision.option is not None and decision.estimate is not None:
-                tokens = profile.input_tokens + profile.output_tokens
-                _count(loads[decision.option.pool], decision.option, decision.estimate, tokens)
+                tokens = answers * (profile.input_tokens + profile.output_tokens)
+                device_s = answers * decision.estimate.device_s
+                _count(loads[decision.option.pool], decision.option, device_s, tokens, answers)
         return prices, least
 
     def _shortfall(self, profiles: Sequence[Profile], chance: float, least: float) -> Shortfall:
@@ -251,11 +257,11 @@ class _Desk:
         return max(inputs.arrivals_per_s, own_per_s)
 
 
-def _count(load: PoolLoad, option: Option, estimate: Estimate, tokens: int) -> None:
+def _count(load: PoolLoad, option: Option, device_s: float, tokens: int, answers: int) -> None:
     """Add a request of a question to a load that no other decision sees."""
     replicas = max(1, load.workers) * option.replicas
-    load.backlog_s += estimate.device_s / replicas
+    load.backlog_s += device_s / replicas
     load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
     running = load.running_by_variant
-    running[option.variant] = running.get(option.variant, 0) + 1
+    running[option.variant] = running.get(option.variant, 0) + answers
     load.has_changed()

@@ -29,6 +29,7 @@ _NAME = re.compile(
     r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$", re.ASCII
 )
 _PART = ".part"
+_NOTHING_THERE = frozenset({404, 410})
 _SUFFIX = ".parquet"
 
 
@@ -61,6 +62,8 @@ class Archive:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise ArchiveError(f"{url}: {error}") from error
+        except OSError as error:
+            raise ArchiveError(f"{url}: can't be reached or read: {error}") from error
 
     @property
     def is_remote(self) -> bool:
@@ -71,7 +74,8 @@ class Archive:
         """Return the files of a kind, by partition and offset.
 
         Raises:
-            ArchiveError: two of them hold the same offset, so that two archivers have written.
+            ArchiveError: two of them hold the same offset, so that two archivers have written; or
+                whether there are any can't be found out.
         """
         return self.listed(kind)[0]
 
@@ -81,8 +85,7 @@ class Archive:
         Raises:
             ArchiveError: as ``files``.
         """
-        base = f"{self.root}/{kind}"
-        paths = self.fs.find(base) if self.fs.exists(base) else []
+        paths = self._paths(f"{self.root}/{kind}")
         files = sorted(self._parse(kind, paths), key=lambda f: (f.partition, f.first_offset))
         for before, after in itertools.pairwise(files):
             if before.partition == after.partition and after.first_offset < before.next_offset:
@@ -148,6 +151,20 @@ class Archive:
         paths = [file.path for file in self.files(kind)]
         return [self.fs.unstrip_protocol(path) for path in paths] if self.is_remote else paths
 
+    def _paths(self, folder: str) -> list[str]:
+        """Return the paths in a folder; none where there is no such folder."""
+        try:
+            # What exists() says of a store that does not answer is that there is nothing.
+            self.fs.info(folder)
+            found: list[str] = self.fs.find(folder)
+        except Exception as error:
+            if _is_absent(error):
+                return []
+            # Stores raise what they like.
+            why = error.__cause__ or error
+            raise ArchiveError(f"{self.url}: can't be reached or read: {why}") from error
+        return found
+
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:
             match = _NAME.search(path)
@@ -155,6 +172,15 @@ class Archive:
                 date, hour, number, first, following = match.groups()
                 span = int(first), int(following)
                 yield ArchiveFile(path, kind, date, hour, int(number), *span)
+
+
+def _is_absent(error: Exception) -> bool:
+    """Return whether a store that was asked has said that there is nothing."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    # Over HTTP whatever goes wrong is such an error, of another one.
+    cause = error.__cause__
+    return cause is None or getattr(cause, "status", None) in _NOTHING_THERE
 
 
 def _to_disk(file: Any) -> None:

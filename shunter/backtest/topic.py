@@ -10,6 +10,7 @@ from streams.config.token_counting import TokenCounter
 from streams.engine.log import Log, Record
 from topics import BadRecordError, Catalogue, Result, Usage, decode, parse_request
 from topics.records import headers as h
+from topics.records.quote_token import said_in
 from topics.registry import INGEST_BYTES_MAX
 
 # Fields of a body that tags depend on, beside its text; the rest is not kept in memory.
@@ -39,7 +40,8 @@ async def read_topic(
 ) -> TopicTrace:
     """Return the requests on the ingest topic from ``start`` until before ``end``.
 
-    A request that was published twice counts once. Times are Kafka's record times.
+    A request that was published twice counts once, and a question what one would cost is none.
+    Times are Kafka's record times.
 
     Args:
         log: to read from.
@@ -60,6 +62,8 @@ async def read_topic(
             arrival = _arrival(record, policy, tokens)
         except (BadRecordError, UnservableError):
             found.left_out += 1
+            continue
+        if arrival is None:
             continue
         at, request_id = record.timestamp_ms / 1000, arrival.request.id if arrival.request else ""
         if arrival.model not in fleet.models:
@@ -86,8 +90,8 @@ async def _between(
             yield record
 
 
-def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival:
-    """Return a record's request, tagged as the router tags it.
+def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival | None:
+    """Return a record's request, tagged as the router tags it; None for a question.
 
     Raises:
         BadRecordError: it is no request.
@@ -98,7 +102,12 @@ def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival:
         bytes_max=INGEST_BYTES_MAX,
         default_id=h.cloud_event_id(record.headers),
     )
+    if request.quote:
+        return None
     at = record.timestamp_ms / 1000
+    if request.quote_id is not None and (terms := said_in(request.quote_id)) is not None:
+        when = {"deadline": terms.due_at(at), "completion_window": None}
+        request = request.model_copy(update=when | {"service_tier": terms.tier})
     count = tokens.of(request)
     profile = tag(request, policy, received_at=at, now=at, ingest_partition=0, count=count).profile
     body = {name: request.body[name] for name in KEPT_FIELDS if name in request.body}

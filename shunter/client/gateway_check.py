@@ -10,6 +10,8 @@ from shunter.console import UserError
 from topics import Settings
 
 ANSWER_S_MAX = 60.0
+# A router refuses a model that is not there within milliseconds; it may be taking its partitions.
+REFUSAL_S_MAX = 10.0
 _HI: list[dict[str, Any]] = [{"role": "user", "content": "Say hello."}]
 _OWN = {"gateway_host": "127.0.0.1", "gateway_port": 0, "gateway_keys": None}
 _OWN |= {"gateway_tls_cert": None}
@@ -52,7 +54,11 @@ async def _tried(
         return ", ".join([model.id async for model in client.models.list()]) or "none"
 
     yield await _try("models", models(), openai)
-    yield await _try("a model that is not there", _refused(client, openai), openai)
+    unknown = await _try("a model that is not there", _refused(client, openai), openai)
+    yield unknown
+    if not unknown[2]:
+        # What no router takes up would be waited for in vain.
+        return
     able = [
         name
         for name, options in sorted(fleet.models().items())
@@ -84,9 +90,15 @@ async def _tried(
 
 async def _refused(client: Any, openai: Any) -> str:
     try:
-        await client.chat.completions.create(model="no-such-model", messages=_HI)
+        await client.chat.completions.create(
+            model="no-such-model", messages=_HI, timeout=REFUSAL_S_MAX
+        )
     except openai.NotFoundError as error:
         return f"{error.status_code} {error.code}"
+    except openai.APITimeoutError as error:
+        raise UserError(
+            f"no router has answered within {REFUSAL_S_MAX:g} s; does a `shunter router` run?"
+        ) from error
     raise UserError("a model that is not there was answered")
 
 

@@ -12,11 +12,23 @@ from aiokafka.errors import KafkaError
 from shunter.client.kafka import tail
 from shunter.client.submit import ACKNOWLEDGED_S_MAX, POLL_S, producer_of
 from shunter.console import UserError
-from topics import Catalogue, InferenceRequest, QuoteAnswer, QuoteOffer, Settings, decode, encode
+from topics import (
+    BadRecordError,
+    Catalogue,
+    InferenceRequest,
+    QuoteAnswer,
+    QuoteOffer,
+    Settings,
+    decode,
+    encode,
+)
 from topics.iso_time import time_told
+from topics.records import headers as h
 from topics.records.money import NANO
-from topics.records.quote import MEMBERS_MAX
+from topics.records.quote import MEMBERS_MAX, parse_question
 
+# What a question has beside its requests, at most.
+WISH_BYTES = 1024
 # How long an answer may take: a router answers within a second, and may have to start first.
 ANSWER_S_MAX = 60.0
 
@@ -56,36 +68,55 @@ class Wish:
 
 
 def questions(
-    requests: Sequence[InferenceRequest], wish: Wish, prefix: str
+    requests: Sequence[InferenceRequest], wish: Wish, prefix: str, bytes_max: int
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the id and the value of each question: of one tenant each, and no more than it takes.
 
     Raises:
-        UserError: there is more than one, and no deadline that is the same for all.
+        UserError: no router would take one, or there is more than one, and no deadline that is the
+            same for all.
     """
-    by_tenant: dict[str, list[InferenceRequest]] = defaultdict(list)
-    for request in requests:
-        by_tenant[request.tenant].append(request)
-    parts = [
-        found[at : at + MEMBERS_MAX]
-        for found in by_tenant.values()
-        for at in range(0, len(found), MEMBERS_MAX)
-    ]
+    parts = list(_parts(requests, bytes_max - WISH_BYTES))
     if len(parts) > 1 and not wish.windows and not wish.deadlines:
         raise UserError(
-            f"{len(requests)} requests take {len(parts)} questions, of one tenant and {MEMBERS_MAX}"
-            " requests at most, whose menus need the same deadlines: give --by"
+            f"{len(requests)} requests take {len(parts)} questions, of one tenant, {MEMBERS_MAX}"
+            f" requests and {bytes_max:,} bytes at most, whose menus need the same deadlines: give"
+            " --by"
         )
     for number, part in enumerate(parts):
         name = f"{prefix}-{number}"
-        value: dict[str, Any] = {
+        asked: dict[str, Any] = {
             "id": name,
             "requests": [as_sent(request) for request in part],
             "windows": list(wish.windows),
             "deadlines": list(wish.deadlines),
             "tiers": list(wish.tiers),
         }
-        yield name, encode(value)
+        value = encode(asked)
+        try:
+            parse_question(value, bytes_max=bytes_max)
+        except BadRecordError as error:
+            raise UserError(f"this can't be asked: {error.message}") from error
+        yield name, value
+
+
+def _parts(
+    requests: Sequence[InferenceRequest], bytes_max: int
+) -> Iterator[list[InferenceRequest]]:
+    """Yield the requests in the parts that questions take: of one tenant, few and short enough."""
+    by_tenant: dict[str, list[InferenceRequest]] = defaultdict(list)
+    for request in requests:
+        by_tenant[request.tenant].append(request)
+    for found in by_tenant.values():
+        part, size = list[InferenceRequest](), 0
+        for request in found:
+            own = len(encode(as_sent(request))) + 1
+            if part and (len(part) == MEMBERS_MAX or size + own > bytes_max):
+                yield part
+                part, size = [], 0
+            part.append(request)
+            size += own
+        yield part
 
 
 def as_sent(request: InferenceRequest, quote_id: str | None = None) -> dict[str, Any]:
@@ -101,10 +132,11 @@ async def ask(
     """Publish questions and return their answers, in their order.
 
     Raises:
-        UserError: Kafka takes none, or no router answers in time.
+        UserError: Kafka takes none, a router sets one aside, or none answers in time.
     """
     catalogue, found = Catalogue(settings), dict[str, QuoteAnswer]()
-    async with tail(settings, [catalogue.quote_answers]) as reader:
+    also = [catalogue.dead_letters]
+    async with tail(settings, [catalogue.quote_answers], also=also) as reader:
         async with producer_of(settings) as producer:
             try:
                 async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
@@ -122,8 +154,15 @@ async def ask(
                 )
             for record in await reader.poll(min(POLL_S, left_s)):
                 name = (record.key or b"").decode("utf-8", "replace")
-                if name in asked:
-                    found[name] = decode(QuoteAnswer, record.value or b"")
+                if name not in asked:
+                    continue
+                if record.partition.topic == catalogue.dead_letters:
+                    why = h.find(record.headers, h.REASON) or b"no reason given"
+                    raise UserError(
+                        f"a router could not read the question ({why.decode('utf-8', 'replace')});"
+                        f" it stands on {catalogue.dead_letters} as {name}"
+                    )
+                found[name] = decode(QuoteAnswer, record.value or b"")
     return [found[name] for name in asked]
 
 
@@ -150,7 +189,7 @@ async def bound_lines(
             raise UserError(f"{each.id} has a deadline of its own, {own}: a quote has one for all")
     tiers = [] if tier is None else [tier]
     wish = Wish([by], [], tiers) if at is None else Wish([], [at], tiers)
-    asked = dict(questions(requests, wish, f"quote-{token_hex(6)}"))
+    asked = dict(questions(requests, wish, f"quote-{token_hex(6)}", settings.request_bytes_max))
     offer = min(menu_of(await ask(settings, asked)), key=lambda line: (line.nano_usd, -line.chance))
     if offer.cost_usd > most:
         raise UserError(

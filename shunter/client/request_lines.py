@@ -24,8 +24,14 @@ class Checked:
     bad: list[BadLine] = field(default_factory=list)
 
 
-def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
-    """Separate the valid lines of a file from the invalid; blank lines are skipped."""
+def check_lines(lines: Iterable[bytes], *, bytes_max: int, with_questions: bool = True) -> Checked:
+    """Separate the valid lines of a file from the invalid; blank lines are skipped.
+
+    Args:
+        lines: of the file.
+        bytes_max: longest request.
+        with_questions: whether a line may ask what it would cost, which gets no result.
+    """
     checked = Checked()
     number_of: dict[str, int] = {}
     for number, value in _values(lines):
@@ -35,6 +41,10 @@ def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
             checked.bad.append(BadLine(number, error.message))
             continue
         found = request.id
+        if request.quote and not with_questions:
+            reason = "it asks what it would cost (quote), and gets no result: `shunter quote` asks"
+            checked.bad.append(BadLine(number, reason))
+            continue
         if found in number_of:
             reason = f"the id {found!r} stands on line {number_of[found]} already"
             checked.bad.append(BadLine(number, reason))

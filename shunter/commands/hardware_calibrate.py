@@ -17,7 +17,7 @@ from policies.config.fleet import OpenAIBackendConfig
 from policies.config.hardware import Device, HardwareCatalogue, Model, Precision
 from policies.config.schema import did_you_mean
 from shunter.client.kafka import run
-from shunter.console import UserError, check_writable, err, wide_out
+from shunter.console import UserError, check_writable, err, wide_out, write_output
 from shunter.hardware.calibration import Calibration, Case, at_bound, calibrate
 from shunter.hardware.devices import load_catalogue
 from shunter.hardware.sweep import Point, SweepPoint, sweep
@@ -147,10 +147,7 @@ def _write(path: Path, name: str, found: Calibration, models: Mapping[str, Model
         for part, declared in entries.items()
     }
     text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error}") from error
+    write_output(path, text.encode())
     try:
         load_catalogue(path)
     except DeclarationError as error:

@@ -22,10 +22,14 @@ from shunter.console import (
     out,
     read_input,
     settings_from,
+    write_output,
 )
 from topics import InferenceRequest, parse_request
 from topics.iso_time import iso_time
 from topics.records.request import duration_s
+
+# Shorter windows are told to the hundredth of a second.
+WHOLE_FROM_S = 60.0
 
 By = Annotated[
     list[str] | None,
@@ -73,7 +77,8 @@ def quote(
     check_writable(output)
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     requests = _requests(file, settings.request_bytes_max)
-    asked = dict(questions(requests, _wish(by or [], tiers or []), f"quote-{token_hex(6)}"))
+    wish, prefix = _wish(by or [], tiers or []), f"quote-{token_hex(6)}"
+    asked = dict(questions(requests, wish, prefix, settings.request_bytes_max))
     menu = menu_of(run(ask(settings, asked)))
     if take is not None and output is not None:
         _write(output, requests, _taken(menu, take))
@@ -120,10 +125,7 @@ def _taken(menu: list[MenuLine], number: int) -> MenuLine:
 
 def _write(output: Path, requests: list[InferenceRequest], line: MenuLine) -> None:
     values = [orjson.dumps(as_sent(r, line.quote_ids[r.id])) for r in requests]
-    try:
-        output.write_bytes(b"\n".join(values) + b"\n")
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}") from error
+    write_output(output, b"\n".join(values) + b"\n")
 
 
 def _as_json(line: MenuLine) -> dict[str, object]:
@@ -152,7 +154,8 @@ def _table(menu: list[MenuLine]) -> Table:
     for number, line in enumerate(menu, start=1):
         when = iso_time(line.deadline)
         if line.within_s is not None:
-            when = f"{line.within_s:,.0f} s after acceptance"
+            digits = 0 if line.within_s >= WHOLE_FROM_S else 2
+            when = f"{line.within_s:,.{digits}f} s after acceptance"
         table.add_row(
             str(number),
             line.tier,

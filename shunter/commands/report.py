@@ -27,6 +27,7 @@ from shunter.console import (
     err,
     settings_from,
     wide_out,
+    write_output,
 )
 from shunter.savings.counterfactuals import TOLD, planned, setting_of
 from shunter.savings.page import as_page
@@ -102,7 +103,7 @@ def savings_command(
         "trail": archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}",
     }
     if output is not None:
-        _write(output, as_page(found))
+        write_output(output, as_page(found).encode())
     if as_json:
         typer.echo(orjson.dumps(found).decode())
     else:
@@ -148,10 +149,3 @@ def _replays(setting: Setting, only: Sequence[str]) -> list[Scored]:
         err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
         scored.append(each)
     return scored
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error}") from error

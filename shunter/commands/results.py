@@ -55,6 +55,11 @@ def results(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     wanted = request_id if request_id is not None else request
+    if wanted is not None and from_beginning:
+        raise UserError(
+            "--from-beginning says where following begins, and an ID shows one result, however old:"
+            " leave one of the two out"
+        )
     if form is ResultFormat.OPENAI_BATCH:
         found = None if wanted is None else _result_of(settings, wanted)
         with _batch_lines(errors) as tell:

@@ -43,6 +43,7 @@ from topics.terminal_text import visible_line
 BAD_LINES_SHOWN_MAX = 20
 DEAD_LETTERS_SHOWN_MAX = 20
 STDIN_MEMORY_BYTES_MAX = 16 * 1024 * 1024
+INCOMPLETE = 3
 STATUSES: tuple[Status, ...] = ("completed", "failed", "expired", "rejected", "cancelled")
 
 
@@ -69,10 +70,13 @@ def submit(
     """Publish requests: one a line, native or as in an OpenAI Batch file, each as it stands.
 
     What the options say of all lines is written into those that don't say it themselves. Where a
-    line is bad, each bad one is named and nothing is published, unless --skip-bad. With --wait the
-    exit code is 1 when a request has no end at the timeout: no result, no dead letter, and none of
-    its id came before, which would make it a duplicate that is not served (known to those who may
-    read the evidence). --follow prints answers as they come.
+    line is bad, each bad one is named and nothing is published, unless --skip-bad. --follow prints
+    answers as they come.
+
+    With --wait the exit code is 0 when each request was completed. It is 3 when one ended in
+    another way: failed, expired, rejected, cancelled, as a dead letter, or as a duplicate that is
+    not served since its id came before (known to those who may read the evidence). It is 1 when one
+    has no end at the timeout.
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
@@ -89,7 +93,11 @@ def submit(
         raise UserError("--format and --in-order say how to write --output: add that")
     _check_outputs(file, output, errors)
     with contextlib.ExitStack() as files, _opened(file) as (opened, name):
-        checked = check_lines(with_wishes(opened, wishes), bytes_max=settings.request_bytes_max)
+        checked = check_lines(
+            with_wishes(opened, wishes),
+            bytes_max=settings.request_bytes_max,
+            with_questions=not wait or quote is not None,
+        )
         _tell_bad(checked, name, skip_bad=skip_bad)
         opened.seek(0)
         lines: Iterable[bytes] = with_wishes(opened, wishes)
@@ -107,8 +115,14 @@ def submit(
         )
         printer = Printer(out) if follow_streams else None
         tally = _followed(settings, lines, checked, timeout_s, written, printer, as_json=as_json)
+    raise typer.Exit(_exit_code(tally))
+
+
+def _exit_code(tally: SubmitTally) -> int:
+    """Return whether all were completed, one ended in another way, or one has no end."""
     if tally.waiting:
-        raise typer.Exit(1)
+        return 1
+    return 0 if tally.statuses["completed"] == tally.submitted else INCOMPLETE
 
 
 def _check_outputs(file: Path, output: Path | None, errors: Path | None) -> None:

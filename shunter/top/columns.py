@@ -15,6 +15,8 @@ from topics.terminal_text import visible_line
 T = TypeVar("T")
 
 BAR = 6
+# What is left of a long name before columns are left out for it.
+NAME = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,18 @@ def table(
     """Return rows as a table, a line each, with its title in place of the first heading.
 
     The heading of the sort column is marked. If there is not room for all, only flexible columns
-    shrink; of a table without any, columns of wider terminals are left out.
+    shrink; of a table without any, columns of wider terminals are left out, and then names shrink.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     drawn = [_drawn(column, rows, sorted_by, None if n else title) for n, column in enumerate(of)]
-    if not any(each.column.is_flexible for each in drawn):
+    has_flexible = any(each.column.is_flexible for each in drawn)
+    if not has_flexible:
         drawn = _as_many_as_fit(drawn, width)
-    excess = sum(each.widest + 1 for each in drawn) - width
-    for column, heading, _, widest in drawn:
-        shown = max(heading.cell_len, widest - excess) if column.is_flexible else widest
+    # The last has no gap behind it.
+    excess = sum(each.widest + 1 for each in drawn) - 1 - width
+    for number, (column, heading, _, widest) in enumerate(drawn):
+        gives_way = column.is_flexible if has_flexible else not number
+        shown = max(heading.cell_len, widest - excess) if gives_way else widest
         made.add_column(
             heading,
             justify=column.justify,
@@ -83,8 +88,9 @@ def _drawn(column: Column[T], rows: Sequence[T], sorted_by: str, title: Text | N
 def _as_many_as_fit(drawn: Sequence[_Drawn[T]], width: int) -> list[_Drawn[T]]:
     """Return the columns without the last ones of the widest terminals, as far as they must go."""
     kept = list(drawn)
+    longest = max(0, kept[0].widest - NAME)
     # The last has no gap behind it.
-    while sum(each.widest + 1 for each in kept) - 1 > width:
+    while sum(each.widest + 1 for each in kept) - 1 - longest > width:
         at = max(range(len(kept)), key=lambda n: (kept[n].column.columns_min, n))
         if not kept[at].column.columns_min:
             break

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator
 
 from rich.console import Console
 from rich.live import Live
 
-from shunter.top.keyboard import keyboard
+from shunter.top.keyboard import Keyboard
 from shunter.top.screen import screen
 from shunter.top.state import State
 from streams.engine.clock import Clock
@@ -68,8 +67,8 @@ async def watch(
     where = f"{settings.topic_prefix} on {settings.bootstrap_servers}"
     state = State()
     async with _following(settings, view, clock) as (follower, following):
-        with keyboard() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keys.put_nowait, "\x04")
+        live = Live(console=console, screen=True, auto_refresh=False)
+        with Keyboard(live.stop, live.start) as keyboard, live:
             snapshot = snapshot_of(view, clock.now(), is_current=False)
             is_over = False
             while not is_over:
@@ -79,7 +78,7 @@ async def watch(
                 warning = warnings.line(clock.now())
                 shown = screen(snapshot, state, width, height, where=where, warning=warning)
                 live.update(shown, refresh=True)
-                is_over = await _wait(keys, state, interval_s)
+                is_over = await _wait(keyboard.pressed, state, interval_s)
                 if following.done():
                     following.result()
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from shunter.top.columns import CLASSES, FALLBACKS, HOLDS, POOLS, Column
+from shunter.top.keyboard import END
 from streams.live.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ _NAMES: Mapping[str, Callable[[Any], str]] = {
     "holds": lambda h: str(h.group),
     "fallbacks": lambda f: f"{f.request_id} {f.task} {f.from_pool} {f.to_pool} {f.reason}",
 }
-QUIT = frozenset({"q", "\x03", "\x04"})
+QUIT = frozenset({"q", "\x03"})
 ENTER, ESCAPE, BACKSPACE, TAB = "\r", "\x1b", "\x7f", "\t"
 FILTER_CHARACTERS_MAX = 40
 
@@ -43,6 +44,8 @@ class State:
 
     def press(self, key: str) -> bool:
         """Process a key; return whether it ends the view."""
+        if key == END:
+            return True
         if self.is_typing:
             self._type(key)
             return False

@@ -30,6 +30,7 @@ from topics.records.quote_token import (
     request_digest,
     terms_of,
     token_of,
+    wants_other,
 )
 
 
@@ -111,14 +112,14 @@ class QuoteDesk:
         if came_at > terms.valid_until:
             late_s = came_at - terms.valid_until
             raise UnservableError(
-                "quote_expired", f"the quote expired {late_s:.1f} s before; ask for another"
+                "quote_expired",
+                f"the quote expired {late_s:.1f} s before; ask for another, for the request under"
+                " another id, since this one is used",
             )
         self._check_wish(request, terms)
-        within_s = terms.within_s
-        deadline = terms.deadline if within_s is None else came_at + within_s
         bound = {
-            "service_tier": terms.tier, "deadline": deadline, "completion_window": None,
-            "created_at": came_at,
+            "service_tier": terms.tier, "deadline": terms.due_at(came_at),
+            "completion_window": None, "created_at": came_at,
         }  # fmt: skip
         quoted = Quoted(id_of(request.quote_id), terms.nano_usd, terms.chance)
         return request.model_copy(update=bound), quoted
@@ -126,13 +127,7 @@ class QuoteDesk:
     @staticmethod
     def _check_wish(request: InferenceRequest, terms: QuoteTerms) -> None:
         """Refuse a request that says itself, and otherwise, when it wants its answer."""
-        window = request.completion_window
-        is_other = (
-            (request.deadline is not None and request.deadline != terms.deadline)
-            or (window is not None and duration_s(window) != terms.within_s)
-            or request.service_tier not in ("auto", terms.tier)
-        )
-        if is_other:
+        if wants_other(request, terms):
             raise UnservableError(
                 "quote_altered",
                 "deadline, completion_window or service_tier is not that of the quote; leave them"
@@ -167,6 +162,7 @@ class QuoteDesk:
             [duration_s(window) for window in question.windows],
             here,
             now,
+            [each.answers for each in question.requests],
         )
         if not offers:
             raise UnservableError("no_quote", _why(refusal))
@@ -215,17 +211,31 @@ def _profile(
 ) -> Profile:
     when = {"created_at": now, "deadline": None, "completion_window": None}
     asked = request.model_copy(update=when | {"service_tier": _own_tier(tier, request)})
-    return tag(
-        asked,
-        here.policy,
-        received_at=now,
-        now=now,
-        ingest_partition=0,
-        count=tokens.of(asked),
-        lengths=here.view.lengths,
-        serving=here.options.serving.get(asked.model),
-        key=key,
-    ).profile
+
+    def tagged(asked: InferenceRequest) -> Profile:
+        return tag(
+            asked,
+            here.policy,
+            received_at=now,
+            now=now,
+            ingest_partition=0,
+            count=tokens.of(asked),
+            lengths=here.view.lengths,
+            serving=here.options.serving.get(asked.model),
+            key=key,
+        ).profile
+
+    hinted, hints = tagged(asked), asked.hints
+    if hints.input_tokens is None and hints.output_tokens is None:
+        return hinted
+    # What a client says of its lengths would bound what it pays for them.
+    unsaid = hints.model_copy(update={"input_tokens": None, "output_tokens": None})
+    own = tagged(asked.model_copy(update={"hints": unsaid}))
+    return replace(
+        hinted,
+        input_tokens=max(hinted.input_tokens, own.input_tokens),
+        output_tokens=max(hinted.output_tokens, own.output_tokens),
+    )
 
 
 def _own_tier(tier: str, request: InferenceRequest) -> str:

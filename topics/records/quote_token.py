@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from topics.records.request import InferenceRequest
+from topics.records.request import InferenceRequest, duration_s
 from topics.wire.canonical_json import canonical_json
 
 # Apart from all else that the secret signs.
@@ -37,6 +37,10 @@ class QuoteTerms(NamedTuple):
     chance: float
     nano_usd: int
     valid_until: float
+
+    def due_at(self, accepted_at: float) -> float:
+        """Return by when the request is promised, epoch seconds, if it was accepted then."""
+        return accepted_at + (self.within_s or 0.0) if self.deadline is None else self.deadline
 
 
 class QuoteTokenError(ValueError):
@@ -64,16 +68,31 @@ def id_of(token: str) -> str:
     return sha256(token.encode()).hexdigest()[:ID_CHARACTERS]
 
 
-def digest_in(token: str) -> str | None:
-    """Return the digest of the request that a token says it is for; None if it says none.
+def said_in(token: str) -> QuoteTerms | None:
+    """Return the terms that a token says it has; None if it says none.
 
-    Nobody has vouched for it: `terms_of` does.
+    Nobody has vouched for them: `terms_of` does.
     """
     try:
         told = orjson.loads(_bytes(token.partition(".")[0]))
     except (binascii.Error, ValueError):
         return None
-    return str(told[0]) if isinstance(told, list) and told else None
+    match told:
+        case [str(), str(), when, within_s, int() | float(), int(), int() | float()]:
+            times = [each for each in (when, within_s) if each is not None]
+            if len(times) == 1 and isinstance(times[0], int | float):
+                return QuoteTerms(*told)
+    return None
+
+
+def wants_other(request: InferenceRequest, terms: QuoteTerms) -> bool:
+    """Return whether a request says itself, and otherwise than its quote, when it is wanted."""
+    window = request.completion_window
+    return (
+        (request.deadline is not None and request.deadline != terms.deadline)
+        or (window is not None and duration_s(window) != terms.within_s)
+        or request.service_tier not in ("auto", terms.tier)
+    )
 
 
 def terms_of(secret: bytes, token: str) -> QuoteTerms:

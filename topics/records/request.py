@@ -24,6 +24,8 @@ from topics.wire.errors import BadRecordError
 
 ID_CHARACTERS_MAX = 128
 TOKENS_MAX = 10_000_000
+# No server makes nearly as many; prices of more would be no number of 64 bits.
+ANSWERS_MAX = 1_000_000
 # 2100-01-01: a larger epoch is a time in milliseconds or a mistake.
 EPOCH_S_MAX = 4_102_444_800
 # A year: longer than any topic here keeps a request.
@@ -164,6 +166,16 @@ class InferenceRequest(Strict):
             if isinstance(limit, int):
                 return limit
         return None
+
+    @property
+    def answers(self) -> int:
+        """Return how many answers the body asks for: ``n`` of them, and of each of its prompts."""
+        wanted = [self.body.get(name) for name in ("n", "best_of")]
+        each = max((n for n in wanted if isinstance(n, int) and not isinstance(n, bool)), default=1)
+        prompts, many = self.body.get("prompt"), 1
+        if isinstance(prompts, list) and all(isinstance(part, str | list) for part in prompts):
+            many = max(1, len(prompts))
+        return min(ANSWERS_MAX, max(1, each) * many)
 
 
 def conversation_of(session: str | None, body: dict[str, Any]) -> str | None:

@@ -3,6 +3,8 @@
 
 const EVERY_MS = 2000;
 const SOON_MS = 400;
+// After so long without an answer what is shown is no longer how things are.
+const ANSWER_MS = 10000;
 // Groups that hold something are all shown; those that something left of late up to this many.
 const GROUPS_SHOWN = 10;
 const NONE = "–";
@@ -19,7 +21,13 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const whole = (value) => (isNumber(value) ? value.toLocaleString("en") : NONE);
 const percent = (value) => (isNumber(value) ? `${value === 1 ? 100 : (100 * value).toFixed(1)} %` : NONE);
 const usd = (value) => (isNumber(value) ? `$${value.toFixed(Math.abs(value) < 1 ? 4 : 2)}` : NONE);
-const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB");
+
+// A page stays open for days: a time of another day has its date.
+function clock(at) {
+  const told = new Date(at * 1000);
+  const time = told.toLocaleTimeString("en-GB");
+  return told.toDateString() === new Date().toDateString() ? time : `${told.toLocaleDateString("sv")} ${time}`;
+}
 
 function rate(value) {
   return isNumber(value) ? value.toFixed(value < 10 ? 2 : 1) : NONE;
@@ -263,9 +271,10 @@ async function refresh() {
   if (isPaused || document.hidden) return;
   let wait = EVERY_MS;
   try {
-    const response = await fetch("/view.json");
+    const response = await fetch("/view.json", { signal: AbortSignal.timeout(ANSWER_MS) });
     const view = await response.json();
     if (!response.ok) throw new Error(view.error);
+    if (isPaused) return;
     show(view);
     const isSilent = view.is_current && view.silent_s > 10;
     if (!view.is_current) say("reads the topics …");
@@ -275,7 +284,8 @@ async function refresh() {
     get("at").textContent = `${clock(view.at)} ${since}`;
     if (!view.is_current) wait = SOON_MS;
   } catch (error) {
-    say(`no view: ${error.message}`, true);
+    const isLate = error.name === "TimeoutError";
+    if (!isPaused) say(`no view: ${isLate ? `no answer for ${ANSWER_MS / 1000} s` : error.message}`, true);
   }
   timer = setTimeout(refresh, wait);
 }

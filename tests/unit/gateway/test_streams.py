@@ -66,7 +66,7 @@ async def streaming(
     async def handle(request: web.Request) -> web.StreamResponse:
         box = Mailbox(REQUEST)
         asked = wanted("/v1/chat/completions", body, {}, "acme", CLOCK.now())
-        answer = StreamedAnswer(gateway, request, run or Run(REQUEST), asked, box)
+        answer = StreamedAnswer(gateway, request, run or Run(REQUEST), asked, box, lambda: None)
         acting = asyncio.ensure_future(act(box))
         try:
             async with asyncio.timeout(deadline_s):

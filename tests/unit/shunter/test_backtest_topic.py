@@ -11,6 +11,7 @@ from shunter.backtest.topic import TopicTrace, read_topic
 from streams.config.token_counting import TokenCounter
 from streams.engine.log import Outgoing
 from topics import Result, Timing, Usage, encode
+from topics.records.quote_token import QuoteTerms, token_of
 
 
 def publish(yard: Yard, at: float, value: bytes) -> None:
@@ -66,3 +67,21 @@ async def test_a_topic_goes_the_way_of_a_file() -> None:
     assert {o.status for o in scored.run.outcomes} == {"completed"}
     assert {o.output_tokens for o in scored.run.outcomes} == {30}
     assert scored.scores["constraint_violations"] == 0
+
+
+async def test_a_question_is_no_request_and_an_offer_has_its_deadline() -> None:
+    """Each request of a client that asks first would count twice, from the question on."""
+    yard = Yard()
+    terms = QuoteTerms("0" * 32, "flex", None, 900.0, 0.99, 1, START + 60)
+    publish(yard, START, job("first"))
+    publish(yard, START + 1, job("asked", quote=True))
+    publish(yard, START + 2, job("taken", quote=True))
+    publish(yard, START + 5, job("taken", quote_id=token_of(b"secret", terms), created_at=None))
+    found = await read(yard)
+    assert [(a.request and a.request.id, a.arrival_s) for a in found.arrivals] == [
+        ("first", 0.0),
+        ("taken", 5.0),
+    ]
+    assert found.left_out == 0
+    taken = profiles_of(found.arrivals, yard.fleet, yard.policy)[1]
+    assert (taken.deadline - taken.created_at, taken.tier) == (900.0, "flex")

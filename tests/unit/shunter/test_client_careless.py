@@ -3,11 +3,15 @@
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from shunter import entry
+from topics.credentials import masked
 
 REQUEST = '{"id":"a","model":"m","tenant":"t","body":{"prompt":"p"}}\n'
 NO_KAFKA = ("--bootstrap-servers", "127.0.0.1:1")
@@ -37,6 +41,15 @@ def test_results_of_before_stay_where_nothing_is_published(tmp_path: Path) -> No
     code, told = shunter("submit", requests, "--wait", "--output", results, *NO_KAFKA)
     assert (code, results.read_text()) == (1, "yesterday\n"), told
     assert f"{requests}:2: " in told
+
+
+def test_a_question_is_not_waited_for(tmp_path: Path) -> None:
+    """It never has a result; its answer stands elsewhere."""
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(REQUEST.replace('"id"', '"quote":true,"id"'))
+    code, told = shunter("submit", requests, "--wait", *NO_KAFKA)
+    assert code == 1
+    assert f"{requests}:1: it asks what it would cost (quote), and gets no result" in told
 
 
 @pytest.mark.parametrize("option", ["--output", "--errors"])
@@ -180,3 +193,45 @@ def test_a_check_that_is_stopped_has_not_passed(
     finally:
         for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(each, handler)
+
+
+def test_an_id_and_where_to_begin_are_not_both_taken() -> None:
+    """One of the two would be ignored."""
+    code, told = shunter("results", "a", "--from-beginning", *NO_KAFKA)
+    assert code == 1
+    assert "--from-beginning says where following begins" in told
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "ftp://127.0.0.1:1/x", "s3://bucket"])
+def test_an_archive_that_nobody_answers_for_is_not_called_empty(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Who takes it for empty would believe that nothing was kept."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    code, told = shunter("audit", "verify", "--archive", url)
+    assert code == 1
+    assert f"error: {url}: can't be reached or read: " in told
+    assert "no evidence is archived" not in told
+
+
+def test_an_archive_over_http_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    """A server that answers 404 has said so."""
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/x"
+        code, told = shunter("audit", "verify", "--archive", url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (code, f"error: {url}: no evidence is archived there" in told) == (1, True), told
+
+
+def test_a_url_with_nothing_to_hide_is_told_as_it_is() -> None:
+    """A colon that ends the URL in a message cuts off no password."""
+    assert masked("s3://bucket: gone") == "s3://bucket: gone"
+    assert masked("s3://user:secret gone") == "s3://*** gone"

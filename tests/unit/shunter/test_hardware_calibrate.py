@@ -121,6 +121,14 @@ def test_a_server_is_measured_and_its_device_written(tmp_path: Path) -> None:
     assert "held out" in result.output
 
 
+def test_a_disk_without_room_is_one_message() -> None:
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    sizes = ["--input-tokens", "50,100,200", "--concurrency", "1,2", "--output-tokens", "4"]
+    with Beside() as url:
+        result = typed(url, *asked, *sizes, "--output", "/dev/full")
+    assert str(result.exception) == "/dev/full: can't be written: No space left on device"
+
+
 @pytest.mark.parametrize("is_strict", [False, True])
 def test_a_server_of_chats_alone_is_measured(tmp_path: Path, is_strict: bool) -> None:
     async def chats(exchange: Exchange) -> None:

@@ -320,3 +320,21 @@ def test_files_that_cannot_be_read_or_written_are_told_before_evidence_is_read(
     told = CliRunner().invoke(app, [*words, "--fleet", str(page)]).exception
     assert isinstance(told, DeclarationError)
     assert f"{page}: can't be read" in str(told)
+
+
+def test_a_page_that_the_disk_has_no_room_for_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told in the words of each command that writes a file."""
+    given = [row(decision("plain")), row(end("plain", START + 2), 1)]
+
+    class Trail:
+        def each(self, _kind: str, take: Any) -> None:
+            for each in given:
+                take(each)
+
+    monkeypatch.setattr("shunter.commands.report.open_trail", lambda *_: Trail())
+    words = ["report", "savings", "--only", "all_premium", "--no-bound", "--output", "/dev/full"]
+    told = CliRunner().invoke(app, words)
+    assert isinstance(told.exception, UserError), told.output
+    assert str(told.exception) == "/dev/full: can't be written: No space left on device"

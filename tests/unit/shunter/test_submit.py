@@ -201,7 +201,7 @@ class TestWaiting:
             outcome = await shunter(
                 "submit", "-", "--wait", "--json", "--output", output, stdin=lines
             )
-        assert outcome.exit_code == 0, outcome.output
+        assert outcome.exit_code == 3, outcome.output
         assert json.loads(outcome.stdout) == {
             "submitted": 5,
             "skipped": 0,
@@ -220,6 +220,18 @@ class TestWaiting:
             name: end for name, end in ends.items() if end != "dead"
         }
 
+    @pytest.mark.parametrize(
+        ("end", "code"),
+        [("completed", 0), ("failed", 3), ("rejected", 3), ("cancelled", 3), ("dead", 3)],
+    )
+    async def test_the_exit_code_says_whether_all_were_completed(
+        self, settings: Settings, end: str, code: int
+    ) -> None:
+        lines = request("a") + b"\n" + request("b")
+        async with answering(settings, {"a": "completed", "b": end}):
+            outcome = await shunter("submit", "-", "--wait", stdin=lines)
+        assert outcome.exit_code == code, outcome.output
+
     async def test_results_as_batch_output_in_order(
         self, settings: Settings, tmp_path: Path
     ) -> None:
@@ -229,7 +241,7 @@ class TestWaiting:
         options = ("--output", output, "--errors", errors, "--format", "openai-batch", "--in-order")
         async with answering(settings, ends):
             outcome = await shunter("submit", "-", "--wait", *options, stdin=lines)
-        assert outcome.exit_code == 0, outcome.output
+        assert outcome.exit_code == 3, outcome.output
         good = [json.loads(line) for line in output.read_bytes().splitlines()]
         bad = [json.loads(line) for line in errors.read_bytes().splitlines()]
         assert [each["custom_id"] for each in good] == ["a", "d"]
@@ -253,7 +265,7 @@ class TestWaiting:
         lines = b"\n".join(map(request, ends))
         async with answering(settings, ends):
             outcome = await shunter("submit", "-", "--wait", "--json", stdin=lines)
-        assert outcome.exit_code == 0, outcome.output
+        assert outcome.exit_code == 3, outcome.output
         counts = json.loads(outcome.stdout)
         assert (counts["completed"], counts["duplicate"], counts["missing"]) == (1, 1, 0)
 

@@ -119,6 +119,18 @@ class TestScreen:
         (drifted,) = [line for line in rows if "1 open 1 drift " in line]
         assert drifted.startswith("silicon-us")
 
+    @pytest.mark.parametrize("width", [80, 105, 130, 140, 200])
+    def test_a_long_name_of_a_pool_gives_way_to_figures(self, width: int) -> None:
+        known = snapshot()
+        named = [
+            replace(p, pool=f"pool-of-a-team-far-away-{n:039d}") for n, p in enumerate(known.pools)
+        ]
+        lines = drawn(pressed("1", "\r"), width, 24, replace(known, pools=named))
+        rows = [line for line in lines if line.startswith("pool-of")]
+        assert len(rows) == len(named)
+        assert all(re.match(r"\S+ ", row) and "…" not in row.partition(" ")[2] for row in rows)
+        assert max(map(len, lines)) <= width
+
     def test_markup_in_an_id_is_shown_as_it_is(self) -> None:
         assert "[red]0" in " ".join(drawn(State(), 140, 60))
 

@@ -267,6 +267,41 @@ async def test_a_batch_is_quoted_in_one_answer_and_each_request_takes_its_own() 
     assert {name: each and each.quote for name, each in held.items()} == offer.quotes
 
 
+PROMPT = [{"role": "user", "content": "word " * 3000}]
+LONG = {"model": MODEL, "messages": PROMPT, "max_tokens": 900}
+TEXTS = "/v1/completions"
+
+
+async def price_of(**fields: Any) -> int:
+    """The price of one request, in nano-dollars."""
+    yard = open_yard()
+    ask(yard, requests=[request(created_at=None, **fields)], windows=["1h"])
+    await quoted(yard)
+    return answers(yard)["q1"].offers[0].nano_usd
+
+
+async def test_a_hint_of_shorter_lengths_lowers_no_price() -> None:
+    """It bounds what the client pays, and is the client's word alone."""
+    plain = await price_of(body=LONG)
+    for hints in ({"input_tokens": 1, "output_tokens": 1}, {"output_tokens": 0}):
+        assert await price_of(body=LONG, hints=hints) == plain
+    assert await price_of(body=LONG, hints={"output_tokens": 900}) > plain
+
+
+async def test_each_answer_that_is_asked_for_is_priced() -> None:
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "which track?"}]}
+    one = await price_of(body=chat)
+    assert abs(await price_of(body=chat | {"n": 20}) - 20 * one) < 20
+    text = {"model": MODEL, "prompt": "which track?"}
+    one = await price_of(url=TEXTS, body=text)
+    assert abs(await price_of(url=TEXTS, body=text | {"n": 2, "best_of": 5}) - 5 * one) < 5
+    prompts = text | {"prompt": ["which track?"] * 6, "n": 2}
+    assert await price_of(url=TEXTS, body=prompts) >= 12 * one - 12
+    assert await price_of(body=chat | {"n": 2**64 - 1}) > await price_of(body=chat | {"n": 10**5})
+    for odd in (None, 0, -3, True, "7", 2.5):
+        assert await price_of(body=chat | {"n": odd}) == await price_of(body=chat)
+
+
 @pytest.mark.parametrize(
     ("slo", "window", "said"),
     [

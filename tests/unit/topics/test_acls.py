@@ -190,7 +190,7 @@ class TestTheWholeSystemWithTheseRights:
             *(command, secured, user("client"), "submit", tmp_path / "requests.jsonl"),
             *("--wait", "--timeout", "60", "--json"),
         )
-        assert outcome.returncode == 0, outcome.stderr + system.logs()
+        assert outcome.returncode == 3, outcome.stderr + system.logs()
         counts = json.loads(outcome.stdout)
         assert (counts["completed"], counts["rejected"]) == (10, 1), outcome.stdout + system.logs()
         await system.wait_for_results([each["id"] for each in [*direct, *batch]])

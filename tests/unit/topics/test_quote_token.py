@@ -1,5 +1,8 @@
 """Quote tokens: who has the secret reads back what it signed, and nobody alters it."""
 
+import base64
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +14,9 @@ from topics import InferenceRequest
 from topics.records.quote_token import (
     QuoteTerms,
     QuoteTokenError,
-    digest_in,
     id_of,
     request_digest,
+    said_in,
     terms_of,
     token_of,
 )
@@ -21,15 +24,15 @@ from topics.records.request import QuoteId
 
 SECRET = b"between routers"
 finite = st.floats(0, 4e9, allow_nan=False)
+times = st.tuples(st.none(), finite) | st.tuples(finite, st.none())
 terms = st.builds(
-    QuoteTerms,
-    st.text("0123456789abcdef", min_size=32, max_size=32),
-    st.sampled_from(["auto", "flex", "batch"]),
-    st.none() | finite,
-    st.none() | finite,
-    st.floats(0.5, 1),
-    st.integers(0, 2**53),
-    finite,
+    lambda first, when, last: QuoteTerms(*first, *when, *last),
+    st.tuples(
+        st.text("0123456789abcdef", min_size=32, max_size=32),
+        st.sampled_from(["auto", "flex", "batch"]),
+    ),
+    times,
+    st.tuples(st.floats(0.5, 1), st.integers(0, 2**53), finite),
 )
 TEXT = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -39,7 +42,7 @@ TEXT = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 def test_terms_come_back_as_they_were(given_terms: QuoteTerms) -> None:
     token = token_of(SECRET, given_terms)
     assert terms_of(SECRET, token) == given_terms
-    assert digest_in(token) == given_terms.digest
+    assert said_in(token) == given_terms
     assert TypeAdapter(QuoteId).validate_python(token) == token
     with pytest.raises(QuoteTokenError, match="another installation"):
         terms_of(b"another secret", token)
@@ -87,5 +90,18 @@ def test_when_it_is_wanted_and_what_comes_back_is_not_quoted() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "x", "e30.x", "W10.x", "%%.x", "bm9uZQ.x"])
-def test_what_is_no_token_tells_no_digest(token: str) -> None:
-    assert digest_in(token) is None
+def test_what_is_no_token_tells_no_terms(token: str) -> None:
+    assert said_in(token) is None
+
+
+@pytest.mark.parametrize(
+    "told", [["a"], ["a", "auto", None, None, 1, 1, 1], ["a", "auto", "x", None, 1, 1, 1], [1] * 7]
+)
+def test_what_has_other_terms_tells_none(told: list[object]) -> None:
+    token = base64.urlsafe_b64encode(json.dumps(told).encode()).decode().rstrip("=")
+    assert said_in(f"{token}.x") is None
+
+
+def test_a_window_is_due_after_the_acceptance() -> None:
+    window = QuoteTerms("a", "auto", None, 60.0, 0.9, 1, 2e9)
+    assert (window.due_at(100.0), window._replace(deadline=5.0).due_at(100.0)) == (160.0, 5.0)
