@@ -93,6 +93,11 @@ class Transactor(Committer):
         """The partitions that we have now."""
         return self._writers.keys()
 
+    @property
+    def broken(self) -> Collection[Partition]:
+        """The partitions that the group gave us, and that wait for somebody to recover them."""
+        return list(self._broken)
+
     async def lag(self) -> Mapping[Partition, int] | None:
         """Return the number of unread offsets of each of our partitions, None if unknown.
 

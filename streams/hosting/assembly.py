@@ -19,7 +19,7 @@ from streams.kafka.follower import TopicFollower
 from streams.kafka.log import EXPIRY_CHECK_S, KafkaLog
 from streams.kafka.open_transactions import find_open
 from streams.metrics import Metrics, MetricsService
-from streams.metrics.gauges import follower_counts
+from streams.metrics.gauges import broken_counts, follower_counts
 from streams.metrics.open_transaction_watch import BlockWatch, BlockWatchService
 from topics import Catalogue, Settings, Topic
 from topics.admin.provisioning import AdminError, partition_counts
@@ -94,7 +94,7 @@ def transactor(
     """Return a transactor that drives the stage over the settings' Kafka, with metrics."""
     log = KafkaLog(settings)
     metrics.watch(stage.group, log)
-    return Transactor(
+    driven = Transactor(
         log,
         stage,
         signer=signer,
@@ -107,6 +107,8 @@ def transactor(
         timed=metrics.timed,
         before_step=before_step,
     )
+    metrics.gauges.read_from(broken_counts(stage.group, lambda: driven.broken))
+    return driven
 
 
 def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:

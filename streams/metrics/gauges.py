@@ -12,6 +12,7 @@ from policies.quality.sampling import DAY_S
 from policies.quality.verdict_state import KnownQuality
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
+from streams.engine.log import Partition
 from streams.kafka.follower import TopicFollower
 from streams.metrics import quality as q
 from streams.metrics import registry as m
@@ -54,6 +55,16 @@ class Gauges(Collector):
                     )
                 family.add_metric(labels, value)
         yield from families.values()
+
+
+def broken_counts(group: str, broken: Callable[[], Iterable[Partition]]) -> Callable[[], Readings]:
+    """Return a source for the number of a member's partitions whose log is broken, by topic."""
+
+    def readings() -> Readings:
+        for topic, count in Counter(partition.topic for partition in broken()).items():
+            yield m.BROKEN, (group, topic), count
+
+    return readings
 
 
 def follower_counts(follower: TopicFollower) -> Callable[[], Readings]:

@@ -230,6 +230,13 @@ BLOCKED = Metric(
     "Time for which a transaction that is open has kept this process's partitions unread",
     _TOPIC,
 )
+BROKEN = Metric(
+    "shunter.partition.broken",
+    "gauge",
+    "{partition}",
+    "This process's partitions of which nothing is taken until somebody recovers them",
+    _CONSUMER,
+)
 HOLD_REQUESTS = Metric(
     "shunter.hold.requests", "gauge", "{request}", "Requests held", ("task",), told_by="router"
 )

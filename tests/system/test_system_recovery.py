@@ -4,6 +4,7 @@ import asyncio
 import os
 import struct
 import time
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from streams.kafka.log import KafkaLog
 from topics import Settings
 from topics.admin.provisioning import apply
 from topics.embedded_broker.broker import KAFKA_VERSION, EmbeddedBroker
+from topics.embedded_broker.settings import free_port
 
 pytestmark = pytest.mark.kafka
 
@@ -68,6 +70,13 @@ async def logged(system: System, what: str) -> None:
         raise AssertionError(f"{error}\n{system.logs()}") from error
 
 
+def broken_partitions(port: int) -> list[str]:
+    """Return the lines of a process's page of metrics that tell of broken partitions."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    return [line for line in lines if line.startswith("shunter_partition_broken{")]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     int(KAFKA_VERSION.partition(".")[0]) < 4,
@@ -104,9 +113,9 @@ async def test_a_log_that_lost_its_end_and_grew_again(tmp_path: Path) -> None:
 
 
 async def test_a_lane_that_was_deleted_and_made_again(kafka: str, tmp_path: Path) -> None:
-    prefix = f"anew-{os.getpid()}"
-    async with System(kafka, prefix, tmp_path) as system:
-        pool = "premium-eu"
+    prefix, pool, port = f"anew-{os.getpid()}", "premium-eu", free_port()
+    web = {pool: {"SHUNTER_WEB_PORT": str(port)}}
+    async with System(kafka, prefix, tmp_path, env_of=web) as system:
         only = {"constraints": {"pools": [pool]}}
         system.start_all()
         await publish(system, "a0", "a1", partition=0, **only)
@@ -131,7 +140,12 @@ async def test_a_lane_that_was_deleted_and_made_again(kafka: str, tmp_path: Path
         await logged(system, f"{lane} was deleted and made again")
         assert "new" not in system.results
         group = system.catalogue.worker_group(pool)
+        (line,) = await asyncio.to_thread(broken_partitions, port)
+        assert f'"{group}"' in line
+        assert f'"{lane}"' in line
+        assert line.endswith(" 1.0")
         told = await shunter(system, "topics", "recover", group, lane, "0", "--yes")
         assert "all below 0 counts as done" in told.lower()
         await system.wait_for_results(["new"])
         assert system.result("new")["placement"]["pool"] == pool
+        assert await asyncio.to_thread(broken_partitions, port) == []

@@ -19,6 +19,8 @@ from streams.engine.continuity import BrokenLogError, check_continuity, newest_e
 from streams.engine.log import LogError, Outgoing, Partition
 from streams.engine.stage import Stage
 from streams.engine.transactor import Transactor
+from streams.metrics.gauges import broken_counts
+from streams.metrics.registry import BROKEN
 from topics import Progress, decode
 
 HOME = Partition("yard.requests", 0)
@@ -100,9 +102,12 @@ async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
     yard.publish(0, id="new")
     transactor = await serve(yard)
     assert served(yard) == FIRST
+    counted = broken_counts("yard.router", lambda: transactor.broken)
+    assert list(counted()) == [(BROKEN, ("yard.router", "yard.requests"), 1)]
     await recover(yard, "yard.router")
     await transactor.step()
     await drain(transactor)
+    assert list(counted()) == []
     assert served(yard) == [*FIRST, "new"]
 
 
