@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     """YAML of the digests of API keys; unset, any key is the tenant ``default``, on loopback."""
     gateway_open_max: int = Field(default=1000, ge=1, le=100_000)
     """Requests open at once at one gateway."""
+    gateway_body_bytes_max: int = Field(default=64 * MIB, ge=1)
+    """Bytes of bodies together that have come to one gateway, and that Kafka has not taken yet."""
     gateway_read_s_max: float = Field(default=30.0, gt=0, le=3600)
     """How long a client may take for a whole head, and for a whole JSON body."""
     gateway_answer_s_max: float = Field(default=600.0, gt=0, le=7 * 86400)

@@ -15,6 +15,7 @@ from gateway.api.streams import StreamedAnswer
 from gateway.api.translation import Wanted, wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.bodies import read_json
+from gateway.http.body_room import BodyShare
 from gateway.http.errors import ApiError, json_response, overloaded
 from gateway.http.keys import ApiKey
 from gateway.http.state import GATEWAY, REQUEST_ID, SPAN, Gateway, caller_of
@@ -26,16 +27,18 @@ async def infer(request: web.Request) -> web.StreamResponse:
     gateway, caller = request.app[GATEWAY], caller_of(request)
     settings = gateway.settings
     began_at = gateway.clock.now()
-    asked = wanted(
-        request.path,
-        await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max),
-        request.headers,
-        caller.tenant,
-        began_at,
-        default_model=gateway.fleet.default_model(request.path),
-    )
-    with _turn(gateway, f"{caller.tenant}\0{asked.digest}".encode()):
-        return await _run(gateway, request, asked)
+    bytes_max, s_max = settings.request_bytes_max, settings.gateway_read_s_max
+    with gateway.bodies.share() as share:
+        asked = wanted(
+            request.path,
+            await read_json(request, bytes_max, s_max, share),
+            request.headers,
+            caller.tenant,
+            began_at,
+            default_model=gateway.fleet.default_model(request.path),
+        )
+        with _turn(gateway, f"{caller.tenant}\0{asked.digest}".encode()):
+            return await _run(gateway, request, asked, share)
 
 
 @contextlib.contextmanager
@@ -55,13 +58,16 @@ def _turn(gateway: Gateway, name: bytes) -> Iterator[None]:
         places.leave(gateway.clock.now())
 
 
-async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.StreamResponse:
+async def _run(
+    gateway: Gateway, request: web.Request, asked: Wanted, share: BodyShare
+) -> web.StreamResponse:
     settings, caller = gateway.settings, caller_of(request)
-    run = Run(request[REQUEST_ID])
+    run, session = Run(request[REQUEST_ID]), asked.session
     if asked.quoted_as is not None:
         run = await run_of_quote(gateway, caller.tenant, asked, asked.quoted_as)
         request[REQUEST_ID] = run.request_id
     elif (text := request.headers.get("Idempotency-Key")) is not None and not asked.asks_quote:
+        asked.pack_body()
         run = await run_of(gateway, key_of(caller.tenant, request.path, text), asked)
         request[REQUEST_ID] = run.request_id
     value = asked.value(run.request_id)
@@ -78,11 +84,12 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
         return await quote(gateway, run.request_id, asked, value, headers + span.headers())
     if not run.is_joined:
         _charge_when_ended(gateway, caller.key, run.request_id)
-    following = followed(gateway, run, value, headers, span, asked.session)
-    # As objects a body takes ten times its bytes, and requests may be open for hours.
+    following = followed(gateway, run, value, headers, span, session)
+    # Requests may be open for hours.
     asked.forget_body()
     del value
     async with following as box:
+        share.leave()
         return await _answered(gateway, request, run, asked, box)
 
 

@@ -83,6 +83,8 @@ async def run_of_quote(gateway: Gateway, tenant: str, asked: Wanted, request_id:
             "shunter.deadline or service_tier is not that of the quote; leave them out, since the"
             " quote has them"
         )
+    del sent
+    asked.pack_body()
     run = await run_of_offer(gateway, tenant, asked, request_id)
     return replace(run, due_at=terms.due_at(gateway.clock.now()))
 

@@ -48,7 +48,9 @@ async def create(request: web.Request) -> web.Response:
     A second request with its ``Idempotency-Key`` gets the batch that the first one made.
     """
     gateway, tenant = request.app[GATEWAY], caller_of(request).tenant
-    body = await read_json(request, BODY_BYTES_MAX, gateway.settings.gateway_read_s_max)
+    with gateway.bodies.share() as share:
+        s_max = gateway.settings.gateway_read_s_max
+        body = await read_json(request, BODY_BYTES_MAX, s_max, share)
     batch = _wanted(request, body)
     text = request.headers.get("Idempotency-Key")
     if text is None:

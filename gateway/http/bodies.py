@@ -5,37 +5,45 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.http.body_room import BodyShare
 from gateway.http.errors import ApiError
 from topics import BadRecordError
 from topics.wire.codec import decode_unique_json_object
 
 
-async def read_json(request: web.Request, bytes_max: int, s_max: float) -> dict[str, Any]:
+async def read_json(
+    request: web.Request, bytes_max: int, s_max: float, share: BodyShare
+) -> dict[str, Any]:
     """Return the object in a request's body.
 
     Args:
         request: whose body nobody has read.
         bytes_max: longest body; no more is read.
         s_max: longest time for all of it.
+        share: takes room for it, as it comes.
 
     Raises:
-        ApiError: 415 it is no JSON by its type, 413 too large, 408 too slow, 400 no JSON object.
+        ApiError: 415 it is no JSON by its type, 413 too large, 408 too slow, 400 no JSON object,
+            503 no room.
     """
-    return parsed(await read_bytes(request, bytes_max, s_max))
+    return parsed(await read_bytes(request, bytes_max, s_max, share))
 
 
-async def read_bytes(request: web.Request, bytes_max: int, s_max: float) -> bytes:
+async def read_bytes(request: web.Request, bytes_max: int, s_max: float, share: BodyShare) -> bytes:
     """Return a request's JSON body as it came. Raises ApiError, as ``read_json``."""
     _check_type(request)
-    if (request.content_length or 0) > bytes_max:
+    announced = request.content_length or 0
+    if announced > bytes_max:
         raise _too_large(bytes_max)
+    share.check(announced)
     data = bytearray()
     try:
         async with asyncio.timeout(s_max):
             async for piece in request.content.iter_any():
-                data += piece
-                if len(data) > bytes_max:
+                if len(data) + len(piece) > bytes_max:
                     raise _too_large(bytes_max)
+                share.grow(len(piece))
+                data += piece
     except TimeoutError as error:
         raise ApiError(
             408,

@@ -99,6 +99,17 @@ def overloaded(most: int, wait_s: float) -> ApiError:
     )
 
 
+def bodies_overloaded(most: int) -> ApiError:
+    """Return the error for a body that has no room beside those in memory, ``most`` bytes."""
+    return ApiError(
+        503,
+        "overloaded",
+        "the requests that Kafka has not taken yet have as many bytes as this gateway takes,"
+        f" {most:,} (SHUNTER_GATEWAY_BODY_BYTES_MAX); try again",
+        retry_after_s=1.0,
+    )
+
+
 def as_unicode(text: str) -> str:
     """Return a text of HTTP as one that JSON has; bytes that were no UTF-8 become ``?``."""
     return text.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
 from gateway.exchange.turns import Places
+from gateway.http.body_room import BodyRoom
 from gateway.http.key_limits import KeyLimits
 from gateway.http.keys import ApiKeys, Caller, KeyProofs
 from gateway.http.meter import Meter
@@ -38,6 +39,8 @@ class Gateway:
     open_requests: int = 0
     """Requests that are being answered now."""
     proxies: Proxies = field(init=False)
+    bodies: BodyRoom = field(init=False)
+    """Room for what has come of requests and Kafka has not taken."""
     places: Places = field(init=False)
     """Who of those that ask a model may have its request run."""
     is_stopping: bool = False
@@ -47,6 +50,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.proxies = Proxies(self.settings.gateway_proxies)
+        self.bodies = BodyRoom(self.settings.gateway_body_bytes_max)
         self.places = Places(self.settings.gateway_open_max)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:

@@ -13,6 +13,8 @@ from streams.live.snapshot import Snapshot
 
 # A warning appears without any worker's heartbeat for this long.
 SILENT_S = 10.0
+# And once no broker has answered for this long, before its workers would count as gone.
+UNANSWERED_S = 2.0
 WIDE = 100
 KEYS = "q quit  p pause  / filter  Tab table  s sort  r reverse  Enter zoom  ? help"
 HELP = """
@@ -93,6 +95,8 @@ def _title(snapshot: Snapshot, state: State, width: int, where: str) -> Text:
         line.append("PAUSED", "reverse")
     elif not snapshot.is_current:
         line.append("reads the topics …", "yellow")
+    elif snapshot.unanswered_s > UNANSWERED_S:
+        line.append(f"Kafka is away: pools as {snapshot.unanswered_s:.0f} s ago", "bold red")
     elif snapshot.silent_s is None or snapshot.silent_s > SILENT_S:
         silence = "nothing yet" if snapshot.silent_s is None else f"{snapshot.silent_s:.0f} s"
         line.append(f"no news from Kafka: {silence}", "bold red")

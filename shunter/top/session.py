@@ -12,6 +12,7 @@ from shunter.top.keyboard import Keyboard
 from shunter.top.screen import screen
 from shunter.top.state import State
 from streams.engine.clock import Clock
+from streams.kafka.broker_loss import silent_s
 from streams.live import LiveFollower, LiveView, Snapshot, snapshot_of
 from topics import Settings
 from topics.admin.provisioning import partition_counts
@@ -73,7 +74,12 @@ async def watch(
             is_over = False
             while not is_over:
                 if not state.is_paused:
-                    snapshot = snapshot_of(view, clock.now(), is_current=follower.is_current)
+                    snapshot = snapshot_of(
+                        view,
+                        clock.now(),
+                        is_current=follower.is_current,
+                        unanswered_s=silent_s(),
+                    )
                 width, height = console.size
                 warning = warnings.line(clock.now())
                 shown = screen(snapshot, state, width, height, where=where, warning=warning)

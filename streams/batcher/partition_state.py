@@ -30,12 +30,21 @@ class Judged:
 
 
 @dataclass(slots=True)
+class HeldInAll:
+    """Requests held over all partitions of a batcher."""
+
+    count: int = 0
+
+
+@dataclass(slots=True)
 class HeldPartition:
     """The state of one partition of the hold."""
 
     partition: Partition
     windows: Windows
     payloads: Payloads
+    in_all: HeldInAll = field(default_factory=HeldInAll)
+    """Counts those of this partition too."""
     next_offset: int = 0
     leader_epoch: int | None = None
     """That of the last record, if known."""
@@ -50,6 +59,17 @@ class HeldPartition:
     held_from: int = 0
     """Nothing below it is held: the lowest offset at the last search."""
     look_again_at: float = -math.inf
+
+    def join(self, in_all: HeldInAll) -> None:
+        """Count with the other partitions of a batcher from now on."""
+        self.in_all = in_all
+        in_all.count += len(self.windows)
+
+    def leave(self) -> None:
+        """Count no more, and have no payloads: the partition is another's."""
+        self.in_all.count -= len(self.windows)
+        self.in_all = HeldInAll(len(self.windows))
+        self.payloads.clear()
 
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
         """Add a record of the hold: a request, or the tombstone of one."""
@@ -71,7 +91,9 @@ class HeldPartition:
         share_common(profile)
         profile = self._bound(profile, situation)
         group = intern(group_in(profile, situation.options, situation.policy))
+        before = len(self.windows)
         self.windows.add(Member(profile, group, held_at, record.offset))
+        self.in_all.count += len(self.windows) - before
         self.payloads.add(profile.id, record)
         if cancellations.find(profile.id) is not None:
             self.cancelled.add(profile.id)
@@ -104,7 +126,8 @@ class HeldPartition:
 
     def drop(self, request_id: str) -> None:
         """Remove a request from the hold."""
-        self.windows.remove(request_id)
+        if self.windows.remove(request_id) is not None:
+            self.in_all.count -= 1
         self.payloads.remove(request_id)
         self.cancelled.discard(request_id)
         self.outside.discard(request_id)

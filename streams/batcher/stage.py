@@ -23,7 +23,7 @@ from policies import (
     windows_of,
 )
 from streams.batcher.expulsion import given_up
-from streams.batcher.partition_state import HeldPartition, Judged
+from streams.batcher.partition_state import HeldInAll, HeldPartition, Judged
 from streams.batcher.payload_cache import Payloads, Room
 from streams.batcher.prefetch import Prefetch
 from streams.cancellation.index import Cancellations, message_of
@@ -76,6 +76,7 @@ class Batcher:
         self.room = Room(held_payload_bytes_max)
         self._log: Log | None = None
         self._partitions: dict[Partition, HeldPartition] = {}
+        self._in_all = HeldInAll()
         self._ahead = Prefetch(self._nothing_of, self._take, held_records_max)
 
     @property
@@ -125,8 +126,10 @@ class Batcher:
             # All requests read ahead have ended, and their tombstones would not be read.
             held.payloads.clear()
             held = self._nothing_of(partition)
+        self.forget(partition)
         # Registered before it is read, so that no cancellation meanwhile is missed.
         self._partitions[partition] = held
+        held.join(self._in_all)
         first, end = (await log.bounds([partition]))[partition]
         held.held_from = held_from
         start = max(first, held_from, held.next_offset)
@@ -141,21 +144,18 @@ class Batcher:
         """Drop the state of a partition; the log has it all."""
         held = self._partitions.pop(partition, None)
         if held is not None:
-            held.payloads.clear()
+            held.leave()
 
     def wants(self, partition: Partition) -> bool:
         """Return whether there is room; beyond it requests stay unread in the log."""
-        return sum(len(held.windows) for held in self._partitions.values()) < self.held_records_max
+        return self._in_all.count < self.held_records_max
 
     def idle_s(self) -> float:
         """Return the time until a window is due, or 0 if a request has to end."""
         if any(held.cancelled or held.outside for held in self._partitions.values()):
             return 0.0
-        due_at = min(
-            (held.windows.next_due_at() for held in self._partitions.values()),
-            default=float("inf"),
-        )
-        return due_at - self._clock.now()
+        due_ats = (held.windows.next_due_at() for held in self._partitions.values())
+        return min(due_ats, default=float("inf")) - self._clock.now()
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
         """Add new requests, and release due ones."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from policies import Options, Policy
 from streams.engine.clock import Clock
+from streams.kafka.broker_loss import silent_s
 from streams.live.follower import LiveFollower
 from streams.live.rows import snapshot_of
 from streams.live.snapshot import Snapshot
@@ -50,7 +51,7 @@ class OnDemandView(QuietService):
             self._follower = LiveFollower(self._settings, self._view, self._clock)
             self._following = asyncio.create_task(self._follow(self._follower))
         is_current = self._follower is not None and self._follower.is_current
-        return snapshot_of(self._view, now, is_current=is_current)
+        return snapshot_of(self._view, now, is_current=is_current, unanswered_s=silent_s())
 
     async def _follow(self, follower: LiveFollower) -> None:
         try:

@@ -29,8 +29,13 @@ _PARSER = JSONDecoder()
 CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max_cost_usd")
 
 
-def snapshot_of(view: LiveView, now: float, *, is_current: bool = True) -> Snapshot:
-    """Return the current view."""
+def snapshot_of(
+    view: LiveView, now: float, *, is_current: bool = True, unanswered_s: float = 0.0
+) -> Snapshot:
+    """Return the current view; no broker has answered for ``unanswered_s``.
+
+    A heartbeat that could not be heard says nothing of its worker, which is shown as it was.
+    """
     begins_at = max(view.since, view.window.begins_at(now))
     seconds = max(now - begins_at, 1e-3)
     recent = view.window.sum(now)
@@ -40,12 +45,13 @@ def snapshot_of(view: LiveView, now: float, *, is_current: bool = True) -> Snaps
         window=Window(begins_at, seconds),
         is_current=is_current,
         silent_s=None if view.newest_at is None else max(0.0, now - view.newest_at),
+        unanswered_s=unanswered_s,
         unreadable=view.unreadable,
         ended=_ended(recent, seconds),
         ended_total=_ended(view.total, max(now - view.since, 1e-3)),
         money=_money(recent, seconds),
         money_total=_money(view.total, max(now - view.since, 1e-3)),
-        pools=list(_pools(view, recent, now, seconds)),
+        pools=list(_pools(view, recent, now - unanswered_s, seconds)),
         holds=_holds(view, recent, now),
         classes=list(_classes(view, recent, seconds)),
         fallbacks=list(reversed(view.fallbacks)),
@@ -78,11 +84,13 @@ def _money(tally: LiveCounters, seconds: float) -> Money:
     )
 
 
-def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> Iterator[PoolView]:
+def _pools(
+    view: LiveView, recent: LiveCounters, known_at: float, seconds: float
+) -> Iterator[PoolView]:
     declared, drifted = view.options.by_pool, view.quality.drifted()
     others = sorted((view.workers.pools() | set(view.total.pools)) - set(declared))
     for name in [*declared, *others]:
-        reports = view.workers.live(name, now)
+        reports = view.workers.live(name, known_at)
         newest = view.workers.newest(name)
         known = declared[name][0] if name in declared else newest
         told = recent.pools.get(name, PoolTally())

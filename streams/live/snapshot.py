@@ -175,6 +175,7 @@ class Snapshot:
     """The whole view. ``is_current`` is true once the existing records have been read.
 
     ``silent_s`` is the time since the newest record; ``unreadable`` records were skipped.
+    ``unanswered_s`` is how long no broker has answered: workers are shown as they were then.
     """
 
     at: float
@@ -182,6 +183,7 @@ class Snapshot:
     window: Window
     is_current: bool
     silent_s: float | None
+    unanswered_s: float
     unreadable: int
     ended: EndsView
     ended_total: EndsView

@@ -10,7 +10,7 @@ from dataclasses import replace
 from zlib import crc32
 
 from policies import Inputs, Situation
-from policies.placement.books import Books, BudgetExceeded
+from policies.placement.books import NOTHING, Books, BudgetExceeded
 from policies.placement.decide import Decision
 from policies.placement.reservation import amounts_of, beyond_budget
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
@@ -131,6 +131,11 @@ class Accounts:
         if isinstance(found, BudgetExceeded):
             return beyond_budget(decision, found), profile
         return decision, replace(profile, reserved=found)
+
+    def release(self, home: Partition | None, profile: Profile) -> None:
+        """Free what is kept for a request that is set aside before its decision is on the log."""
+        if home is not None and profile.reserved is not None:
+            self._books[home.number].settle(Settlement(profile.reserved, NOTHING))
 
     def changes(self, partition: Partition) -> list[Effect]:
         """Return the records of the accounts that have changed."""

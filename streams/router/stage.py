@@ -211,6 +211,7 @@ class Router(ImmediateStage):
         except Exception as error:  # noqa: BLE001 - no record ends a process
             if asked.request is None:
                 return self._evidence_writer.set_aside(asked.record, error, now, is_accepted=True)
+            self._accounts.release(asked.home, asked.profile)
             return self._evidence_writer.set_aside_request(asked.record, asked.request, error, now)
 
     def _again(self, record: Record, now: float) -> _Asked | Effect:
@@ -360,10 +361,10 @@ class Router(ImmediateStage):
         if request is not None:
             if asked.home is not None:
                 limit = request.output_tokens_max
-                decision, profile = self._accounts.reserve(
+                decision, asked.profile = self._accounts.reserve(
                     asked.home, profile, decision, inputs, here, limit, now
                 )
-            profile = self._watched(profile, request.body, decision, now)
+            profile = self._watched(asked.profile, request.body, decision, now)
         asked.case = RoutedCase(
             asked.record,
             profile,

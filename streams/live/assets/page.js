@@ -278,6 +278,7 @@ async function refresh() {
     show(view);
     const isSilent = view.is_current && view.silent_s > 10;
     if (!view.is_current) say("reads the topics …");
+    else if (view.unanswered_s > 2) say(`Kafka is away: pools as ${duration(view.unanswered_s)} ago`, true);
     else if (isSilent) say("no news from Kafka", true);
     else say("live");
     const since = isSilent ? `for ${duration(view.silent_s)}` : "";

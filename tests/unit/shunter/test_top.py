@@ -149,6 +149,8 @@ class TestScreen:
         [
             ({"is_current": False}, "reads the topics"),
             ({"silent_s": 12.0}, "no news from Kafka: 12 s"),
+            ({"silent_s": 12.0, "unanswered_s": 11.4}, "Kafka is away: pools as 11 s ago"),
+            ({"silent_s": 12.0, "unanswered_s": 0.6}, "no news from Kafka: 12 s"),
             ({"silent_s": None}, "no news from Kafka: nothing yet"),
         ],
     )

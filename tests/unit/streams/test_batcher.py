@@ -6,9 +6,11 @@ from zlib import crc32
 
 import pytest
 from hold_cases import hold, look, make_batcher, run
-from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
+from memory_log import MemoryLog
+from stream_cases import START, TRACEPARENT, Yard, drain, header, heartbeat, keys
 
 from policies.batching import windows
+from policies.batching.windows import Windows
 from streams.batcher import payload_cache
 from streams.batcher import stage as batcher
 from streams.batcher.partition_state import COMMIT_EVERY_S
@@ -315,6 +317,56 @@ async def test_no_more_is_taken_than_there_is_room_for_and_partitions_share_it()
     await transactor.step()
     await transactor.step()
     assert sorted(keys(yard.lane("boards-us", "batch"))) == ["p0", "p0-2", "p1", "p1-2"]
+
+
+async def test_how_many_are_held_is_known_without_a_look_at_each_partition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step asks for each partition: with a hundred of them that took a millisecond."""
+    yard = Yard()
+    stage = make_batcher(yard)
+    transactor = await run(yard, stage)
+    homes = [Partition(yard.catalogue.held, n) for n in range(yard.catalogue.partitions)]
+    count, asked = Windows.__len__, 0
+
+    def counted(windows: Windows) -> int:
+        nonlocal asked
+        asked += 1
+        return count(windows)
+
+    def is_exact() -> bool:
+        nonlocal asked
+        held = sum(count(windows) for windows in stage.windows())
+        asked, found = 0, []
+        for most in (held, held + 1):
+            stage.held_records_max = most
+            found += [stage.wants(home) for home in homes]
+        stage.held_records_max = 1000
+        return (asked, found) == (0, [False] * len(homes) + [True] * len(homes))
+
+    monkeypatch.setattr(Windows, "__len__", counted)
+    for n in range(6):
+        hold(yard, f"s{n}", partition=n % 2)
+    # Once more under its id, and cancelled by a client.
+    hold(yard, "s1", partition=1)
+    await transactor.step()
+    assert sum(stage.sizes().values()) == 6
+    assert is_exact()
+    yard.cancellations.add("s3", Cancellation(), START)
+    await transactor.step()
+    assert sum(stage.sizes().values()) == 5
+    assert is_exact()
+    stage.forget(homes[0])
+    assert sum(stage.sizes().values()) == 2
+    assert is_exact()
+    for _ in range(2):
+        await stage.restore(homes[0], None, MemoryLog(yard.cluster, "again"))
+    assert sum(stage.sizes().values()) == 5
+    assert is_exact()
+    yard.clock.at = START + 45
+    await drain(transactor)
+    assert not stage.sizes()
+    assert is_exact()
 
 
 async def test_more_than_a_transaction_should_hold_is_released_in_several(

@@ -1,5 +1,6 @@
 """Budgets through router, worker, hold and takeovers, on the log in memory."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from worker_cases import ScriptedBackend, make_worker
 
 from shunter.audit.replay import replay_steps
 from streams.engine.log import LogError, Outgoing
+from streams.router.effects import RouteEffects
 from streams.router.stage import Router
 from topics import decode
 from topics.records import headers as h
@@ -243,6 +245,33 @@ async def test_a_request_that_the_accounts_refuse_has_a_result() -> None:
     assert h.find(letter.headers, h.REASON) == b"refused"
     steps = [(e.request_id, e.step) for e in yard.evidence()]
     assert sorted(steps) == [("large", "dead_lettered"), ("large", "rejected"), ("small", "placed")]
+
+
+@pytest.mark.parametrize(("where", "step"), [(RouteEffects, "of"), (Router, "_watched")])
+async def test_what_is_kept_for_a_request_that_is_set_aside_is_free_again(
+    where: type, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would settle it: the window had less room for the tenant until its end."""
+    yard = Yard()
+    for n in range(4):
+        yard.publish(0, id=f"r{n}", tenant="acme")
+    true, calls = getattr(where, step), iter(range(9))
+
+    def fail_first(*args: Any) -> Any:
+        if next(calls) == 0:
+            raise KeyError("a defect")
+        return true(*args)
+
+    monkeypatch.setattr(where, step, fail_first)
+    await routed(yard)
+    assert len(yard.dead_letters()) == 1
+    ((kept, used),) = books(yard).values()
+    placed = [e.reserved.amounts for e in yard.evidence("placed") if e.reserved is not None]
+    assert (kept, used) == (functools.reduce(Amounts.plus, placed), Amounts())
+    assert len(placed) == kept.requests
+    yard.publish(id="last", tenant="acme")
+    await routed(yard, log=MemoryLog(yard.cluster, "b"))
+    assert len(yard.evidence("placed")) == 3
 
 
 async def test_energy_is_kept_and_settled_as_dollars_are() -> None:

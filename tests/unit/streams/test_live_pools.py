@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from live_cases import CATALOGUE, NOW, OPTIONS, POLICY, Topics, of_pool
 
-from topics import PoolStatus, QualityEntry, VariantQuality, encode
+from streams.engine.clock import SystemClock
+from streams.live import on_demand_view
+from streams.live.rows import snapshot_of
+from topics import PoolStatus, QualityEntry, Settings, VariantQuality, encode
 from topics.records.heartbeat import VariantStatus
 
 
@@ -56,6 +59,27 @@ class TestPools:
         pool = of_pool(topics.shown(), "silicon-us")
         assert (pool.state, pool.workers, pool.device) == ("none", 0, "maia-200")
         assert pool.assumed
+
+    def test_a_worker_that_can_not_be_heard_without_kafka_is_shown_as_it_was(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status(state="draining"))
+        for gone_s, state in ((600.0, "draining"), (0.0, "none")):
+            shown = snapshot_of(topics.view, topics.now + 600.5, unanswered_s=gone_s)
+            pool = of_pool(shown, "silicon-us")
+            assert (pool.state, pool.workers) == (state, int(state == "draining"))
+            assert (shown.at, shown.unanswered_s) == (topics.now + 600.5, gone_s)
+        # It was silent before Kafka was.
+        shown = snapshot_of(topics.view, topics.now + 600.0, unanswered_s=590.0)
+        assert of_pool(shown, "silicon-us").state == "none"
+
+    async def test_the_page_s_view_knows_for_how_long_no_broker_has_answered(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        topics, settings = Topics(), Settings(bootstrap_servers="127.0.0.1:1")
+        monkeypatch.setattr(on_demand_view, "silent_s", lambda: 12.5)
+        viewed = on_demand_view.OnDemandView(settings, SystemClock(), lambda: topics.view)
+        assert viewed.look().unanswered_s == 12.5
+        await viewed.on_stop()
 
     @pytest.mark.parametrize(
         ("changes", "state"),
