@@ -116,7 +116,7 @@ def check_stories(evidence, problem):
                 name, {"accepted": 0, "ended": 0, "dead": 0, "asked": [], "where": row["where"]}
             )
             is_ingest = topic.endswith(".requests")
-            story["accepted"] += is_ingest and step in ROUTED
+            story["accepted"] += step in ROUTED and (is_ingest or is_second_run(value))
             story["ended"] += step in STATUS
             story["dead"] += step == "dead_lettered" and not is_ingest
             asked = limits_of(value)
@@ -133,6 +133,12 @@ def check_stories(evidence, problem):
         ended = story["ended"] or min(story["dead"], story["accepted"])
         if story["accepted"] and ended > story["accepted"]:
             problem("ended_twice", name, f"accepted {story['accepted']}, ended {ended}")
+
+
+def is_second_run(value):
+    """Whether a step is of a second run as it begins: workers write these to the reroutes."""
+    is_first = value.get("task") == BACKGROUND and value.get("attempt", 1) == 1
+    return is_first and value["source"]["topic"].endswith(".reroutes")
 
 
 def limits_of(value):

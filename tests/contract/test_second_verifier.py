@@ -13,8 +13,12 @@ import rfc8785
 from audit_cases import Trail, changed, make_trail
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from second_verifier import FORMATS, SCRIPT, export, second_findings
+from second_verifier import FORMATS, RESULTS, SCRIPT, export, second_findings
 from tampers import TAMPERS
+
+from shunter.audit.findings import Findings
+from shunter.audit.stories import Stories
+from streams.evidence.projection import decode_step
 
 
 def kinds_found(trail: Trail, directory: Path) -> set[str]:
@@ -55,6 +59,24 @@ async def test_both_find_what_is_added_to_a_signed_statement(tmp_path: Path) -> 
     trail.roots[0] = changed(trail.roots[0], b'{"chain":', b'{"note":"paid","chain":')
     assert (await trail.verified()).counts["unreadable"] == 1
     assert "unreadable" in kinds_found(trail, tmp_path)
+
+
+@pytest.mark.parametrize(("ends", "told"), [(1, []), (2, ["ended_twice"])])
+def test_a_second_run_of_the_quality_watch_ends_once_too(ends: int, told: list[str]) -> None:
+    task = {"task": "quality-reference", "at": 1.0}
+    reroutes = {"source": {"topic": "yard.reroutes", "partition": 0, "offset": 0}}
+    lane = {"source": {"topic": "yard.pool.p.batch", "partition": 0, "offset": 0}}
+    steps = [task | reroutes | {"request_id": "s", "step": "held"}]
+    steps += ends * [task | lane | {"request_id": "s", "step": "executed"}]
+    found: list[str] = []
+    rows = [{"value": step, "key": "s", "where": "here"} for step in steps]
+    RESULTS.check_stories(rows, lambda kind, *_: found.append(kind))
+    first = Findings()
+    stories = Stories(first)
+    for step in steps:
+        stories.add(decode_step(json.dumps(step).encode()), "here")
+    stories.finish(is_whole=True, now=2.0)
+    assert found == told == list(first.counts)
 
 
 def run_it(directory: Path) -> "subprocess.CompletedProcess[str]":
