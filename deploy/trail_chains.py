@@ -5,7 +5,7 @@ Written from docs/evidence.md alone; shares no code with Shunter.
 
 import math
 
-from trail_formats import jcs, key_of, raw_of, sha256, signed, tree
+from trail_formats import canonical, is_number, jcs, key_of, raw_of, sha256, signed, tree
 from trail_results import STATUS, check_stories
 
 MEMBERS = {
@@ -90,7 +90,7 @@ class Trail:
     def read_published(self, entry):
         s = entry["statement"]
         key = key_of(s["public_key"], s["key"])
-        if key is None or not signed(key, "key", s, entry["signature"]):
+        if key is None or not is_span(s) or not signed(key, "key", s, entry["signature"]):
             return None
         if (entry.get("endorser") is None) != (entry.get("endorsement") is None):
             return None
@@ -100,6 +100,8 @@ class Trail:
     def read_revocation(self, entry):
         by, said = entry.get("by"), {k: entry[k] for k in ("at", "key", "reason")}
         is_signed = entry.get("signature") is not None
+        if not is_number(said["at"]):
+            return None
         if is_signed:
             key = key_of(entry["public_key"], by)
             if key is None or not signed(key, "revocation", said | {"by": by}, entry["signature"]):
@@ -111,7 +113,9 @@ class Trail:
     def read_introduction(self, entry):
         s = entry["statement"]
         key = key_of(entry["public_key"], s["by"])
-        if key is None or not signed(key, "introduction", s, entry["signature"]):
+        if key is None or not is_span(s) or not isinstance(s["writer"], str):
+            return None
+        if not signed(key, "introduction", s, entry["signature"]):
             return None
         self.introduced.setdefault(s["key"], []).append(s)
         return f"introduced/{s['key']}"
@@ -123,6 +127,8 @@ class Trail:
         if not all(isinstance(text, str) for text in (s["key"], s["writer"], entry["signature"])):
             return None
         if any(set(head) != {"sequence", "digest", "at"} for head in s["heads"].values()):
+            return None
+        if not all(is_number(h[name]) for h in s["heads"].values() for name in ("sequence", "at")):
             return None
         self.heads.append(entry)
         return f"heads/{entry['statement']['key']}"
@@ -254,7 +260,7 @@ class Trail:
         for row in self.lines["evidence"]:
             value, partition = row.get("value"), row["partition"]
             starts.setdefault(partition, row["offset"])
-            leaf = sha256(b"\0" + jcs(value).encode()) if "value" in row else b""
+            leaf = leaf_of(row)
             if leaf not in leaves and len(self.fresh_at) < self.fresh:
                 self.fresh_at.append(row["where"])
                 continue
@@ -327,8 +333,21 @@ class Trail:
             except (KeyError, TypeError, IndexError, AttributeError):
                 continue  # It is told of as altered.
         for name, deadline in due.items():
-            if name not in ended and deadline is not None and deadline + 600 < now:
+            if name not in ended and is_number(deadline) and deadline + 600 < now:
                 self.problem("unended", name, "it was accepted, and due")
+
+
+def leaf_of(row):
+    """The leaf of a record; empty if it is no JSON, or has no canonical form."""
+    try:
+        return sha256(b"\0" + canonical(row["value"]))
+    except (KeyError, ValueError):
+        return b""
+
+
+def is_span(s):
+    """Whether a statement tells from when to when it holds."""
+    return is_number(s["valid_from"]) and (s["valid_until"] is None or is_number(s["valid_until"]))
 
 
 def holds(s, at):

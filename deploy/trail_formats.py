@@ -51,6 +51,18 @@ def jcs(v):
     return json.dumps(v, ensure_ascii=False)
 
 
+def canonical(v):
+    """Canonical JSON in bytes. Raises ValueError of what has none, however it is nested."""
+    try:
+        return jcs(v).encode()
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"no canonical JSON: {error}") from error
+
+
+def is_number(v):
+    return isinstance(v, int | float) and not isinstance(v, bool)
+
+
 def sha256(data):
     return hashlib.sha256(data).digest()
 
@@ -73,7 +85,7 @@ def raw_of(text):
 
 def signed(key, purpose, statement, signature):
     try:
-        message = f"shunter/{purpose}\0{jcs(statement)}".encode()
+        message = f"shunter/{purpose}\0".encode() + canonical(statement)
         key.verify(raw_of(signature), message)
     except (InvalidSignature, ValueError, TypeError):
         return False
@@ -90,7 +102,25 @@ def key_of(text, name):
 
 
 def export_lines(directory, kind):
-    return [json.loads(line) for line in Path(directory, f"{kind}.jsonl").read_text().splitlines()]
+    """The lines of a file of an export. Raises ValueError of what is none."""
+    lines, file = [], f"{kind}.jsonl"
+    for number, text in enumerate(Path(directory, file).read_text().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}: {error}") from error
+        if not is_line(line):
+            raise ValueError(f"{file}, line {number}: it is no line of an export")
+        lines.append(line)
+    return lines
+
+
+def is_line(line):
+    """Whether parsed JSON tells where a record stands, and since when."""
+    kinds = {"partition": int, "offset": int, "at": int | float, "key": str | None}
+    return isinstance(line, dict) and all(
+        name in line and isinstance(line[name], kind) for name, kind in kinds.items()
+    )
 
 
 # Of files that are no Parquet, or have other columns or types.

@@ -100,7 +100,7 @@ class ShadowReport:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str, str], Regret] = {}
+        self._found: dict[tuple[str, bool, bool, str], Regret] = {}
         self._decoder = msgspec.json.Decoder(_Decision)
 
     def add(self, value: bytes) -> None:
@@ -118,16 +118,11 @@ class ShadowReport:
             return
         version = step.shadow.policy_version
         of = "releases" if step.step == "released" else "requests"
-        for task in (step.task or "", ALL):
-            key = (version, of, task)
+        for task, is_total in ((step.task or "", False), (ALL, True)):
+            key = (version, of == "releases", is_total, task)
             self._found.setdefault(key, Regret(version, task, of)).add(step, step.shadow)
 
     def rows(self) -> Iterator[Regret]:
         """Yield class by class, the total last, one version after the other."""
-
-        def order(key: tuple[str, str, str]) -> tuple[str, bool, bool, str]:
-            version, of, task = key
-            return (version, of == "releases", task == ALL, task)
-
-        for key in sorted(self._found, key=order):
+        for key in sorted(self._found):
             yield self._found[key]

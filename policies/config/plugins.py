@@ -20,6 +20,8 @@ Scorer = Callable[[Profile, Option, float], float]
 
 FAILED = "failed"
 
+CODE_CHARACTERS_MAX = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Extension:
@@ -40,12 +42,19 @@ def refused_by(extensions: Sequence[Extension], profile: Profile, option: Option
         if extension.refuse is None:
             continue
         try:
-            code = extension.refuse(profile, option)
+            said = extension.refuse(profile, option)
+            code = None if said is None else _code(said)
         except Exception:  # noqa: BLE001 - no request may stop a partition
             code = FAILED
         if code is not None:
             return f"{extension.name}:{code}"
     return None
+
+
+def _code(said: object) -> str:
+    """Return a refusal's code as evidence and results can have it."""
+    code = str(said)
+    return code if code.isprintable() and len(code) <= CODE_CHARACTERS_MAX else FAILED
 
 
 def priced_by(

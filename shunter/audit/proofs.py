@@ -82,16 +82,25 @@ def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
         raise ProofError("it has no proofs")
     keyring = keyring or Keyring()
     if keyring.trusted is None:
-        for number, key in enumerate(document.get("keys") or ()):
+        for number, key in enumerate(_list(document, "keys")):
             published = _read(PublishedKey, key, f"keys[{number}]")
             keyring.add(KeyEntry(published=published), f"keys[{number}]")
-        for number, each in enumerate(document.get("introductions") or ()):
+        for number, each in enumerate(_list(document, "introductions")):
             introduction = _read(Introduction, each, f"introductions[{number}]")
             keyring.add(KeyEntry(introduction=introduction), f"introductions[{number}]")
     return [
         _check(number, proof, str(document.get("request_id")), keyring)
         for number, proof in enumerate(proofs)
     ]
+
+
+def _list(document: dict[str, Any], name: str) -> list[Any]:
+    found = document.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise ProofError(f"{name} is no list")
+    return found
 
 
 def _proof(record: Any, root: Root, leaves: Sequence[bytes], index: int) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def as_html(report: AuditReport) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Shunter: what was served</title>"
         f"<style>{_STYLE}</style><h1>What was served</h1>"
-        f"<p>Requests that ended from {span}. A request is in its envelope when it cost and took"
-        " no more than was promised when it was sent to its pool.</p>"
+        f"<p>Requests that ended, and tries that failed, from {span}. A request is in its envelope"
+        " when it cost and took no more than was promised when it was sent to its pool.</p>"
         f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody>"
         f"<tfoot>{total}</tfoot></table></html>\n"
     )

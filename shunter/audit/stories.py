@@ -6,6 +6,7 @@ from shunter.audit.findings import Findings
 from shunter.audit.results import Results
 from shunter.audit.terms import GRACE_S
 from streams.evidence.projection import AskedStep, SeenEnvelope, SeenPlacement
+from topics import BACKGROUND_TASK
 from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
@@ -49,8 +50,7 @@ class Stories:
         if story is None:
             story = self._stories[seen.request_id] = _Story()
         topic, step = seen.source.topic, seen.step
-        if topic.endswith(".requests") and step in _ROUTED:
-            story.accepted += 1
+        story.accepted += step in _ROUTED and _is_ingested(seen)
         if step in ENDS:
             story.ended += 1
             if self.results is not None:
@@ -103,6 +103,13 @@ class Stories:
                     request_id,
                     f"accepted {_times(story.accepted)}, ended {_times(ended)}",
                 )
+
+
+def _is_ingested(seen: AskedStep) -> bool:
+    """Return whether a step is of a request that was new, a second run among them."""
+    topic = seen.source.topic
+    is_second_run = seen.task == BACKGROUND_TASK and seen.attempt == 1
+    return topic.endswith(".requests") or (is_second_run and topic.endswith(".reroutes"))
 
 
 def _broken(limits: _Limits, placement: SeenPlacement, promised: SeenEnvelope | None) -> list[str]:

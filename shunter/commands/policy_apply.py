@@ -65,9 +65,7 @@ def apply(
         change = replace(change, fleet=new_fleet.version)
     if new_shadow is not None:
         change = replace(change, shadow=new_shadow.version)
-    if change.shadow == change.policy:
-        # The live policy needs no shadow of its own.
-        change = replace(change, shadow=None)
+    change = _without_own_shadow(change)
     _warn(settings, said, change, new_fleet, new_policy or new_shadow)
     if new_fleet is not None:
         _provide_topics(settings, new_fleet)
@@ -107,7 +105,8 @@ def rollback(
             )
     # Before the first change each router had its start declarations.
     policy, fleet = (None, None) if back is None else (back.policy, back.fleet)
-    change = replace(next_change(said, "rollback", by), policy=policy, fleet=fleet)
+    rolled = replace(next_change(said, "rollback", by), policy=policy, fleet=fleet)
+    change = _without_own_shadow(rolled)
     # No router of this version takes a text that this version can't read.
     if change.policy is not None:
         published_policy(said, change.policy)
@@ -148,6 +147,11 @@ def next_change(said: PolicyLog, action: ChangeAction, by: str | None) -> Policy
     return replace(
         current, number=current.number + 1, action=action, at=time.time(), by=by or who()
     )
+
+
+def _without_own_shadow(change: PolicyChange) -> PolicyChange:
+    """Return a change without a shadow that is the live policy itself."""
+    return replace(change, shadow=None) if change.shadow == change.policy else change
 
 
 def _warn(

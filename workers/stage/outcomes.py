@@ -245,7 +245,7 @@ class OutcomeWriter:
             id=profile.id,
             status=status,
             timing=self._timing(task, now, None),
-            response=response,
+            response=None if profile.is_background else response,
             error=error,
             placement=routed.placement,
             cost=_cost(routed, usd, paid) if spent or profile.spent else None,
@@ -266,6 +266,9 @@ class OutcomeWriter:
             charge=paid,
             batch=routed.batch,
             host=self._host,
+            response_digest=None
+            if response is None
+            else self._evidence_writer.digests.digest(profile.tenant, response.body),
             reason=error.code,
             message=told or error.message,
         )

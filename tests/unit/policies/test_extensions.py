@@ -124,6 +124,24 @@ def test_one_that_fails_refuses_and_stops_nothing(rule: dict[str, Callable[..., 
     assert refusals(where, profile())["premium"] == {"bad:failed"}
 
 
+class Unspoken:
+    def __str__(self) -> str:
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("code", ["\ud800", "a\nb", "x" * 101, Unspoken()])
+async def test_a_code_that_no_record_can_have_refuses_its_option_alone(code: Any) -> None:
+    yard = Yard()
+    odd = Extension("odd", "odd 1", refuse=lambda _, o: code if o.pool != "premium-eu" else None)
+    yard.policy = yard.policy.model_copy(update={"extensions": ("odd",)}).bind([odd])
+    yard.publish(id="a")
+    await drain(await yard.run(make_router(yard)))
+    (step,) = yard.evidence()
+    assert step.placement is not None
+    assert step.placement.pool == "premium-eu"
+    assert {c.refused for c in step.candidates if c.pool == "premium-us"} == {"odd:failed"}
+
+
 def test_a_policy_whose_extensions_are_not_loaded_decides_nothing() -> None:
     named = a_policy().model_copy(update={"extensions": ("posh",)})
     where = replace(a_situation(), policy=named)

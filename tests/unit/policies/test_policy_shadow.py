@@ -139,6 +139,15 @@ def test_regret_is_what_the_live_policy_costs_beyond_it() -> None:
     assert (total["decisions"], total["regret_usd"]) == (3, pytest.approx(0.002))
 
 
+def test_a_class_of_the_total_s_name_is_counted_once() -> None:
+    report = ShadowReport()
+    shadow = Shadow("b", "place", "r", "premium-eu", "v", 0.003, 0.99)
+    for task in ("all", "chat", "all", "zeta"):
+        report.add(step_of(task, shadow))
+    rows = [(row.task, row.decisions) for row in report.rows()]
+    assert rows == [("all", 2), ("chat", 1), ("zeta", 1), ("all", 4)]
+
+
 async def test_the_evidence_of_a_router_is_what_the_report_reads() -> None:
     yard = await routed(OTHER, SUMMARY, {"id": "c1"})
     report = ShadowReport()

@@ -76,6 +76,8 @@ class TestProofs:
             (lambda d: d.update(request_id="r4"), "the record is of 'r3', not of 'r4'"),
             (lambda d: d["keys"].clear(), "is not among the published keys"),
             (lambda d: d.update(keys=[{"x": 1}]), r"keys\[0\]"),
+            (lambda d: d.update(keys=True), "keys is no list"),
+            (lambda d: d.update(introductions=5), "introductions is no list"),
             (lambda d: d["proofs"].clear(), "it has no proofs"),
             (lambda d: d["proofs"][0].pop("root"), "'root'"),
             (lambda d: d.update(format="other"), "no proof of the format"),

@@ -385,6 +385,18 @@ def test_of_two_that_apply_at_once_the_one_that_is_undone_and_the_one_that_undid
     assert len(keys) == len(changes), "compaction keeps both of a number"
 
 
+def test_a_rollback_to_the_policy_in_the_shadow_leaves_no_policy_in_its_own_shadow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk, old, new = Desk(monkeypatch), policy(), policy(WIDE)
+    desk.log += [encode(declared(each)) for each in (old, new)]
+    desk.apply(desk.said(), "ann", policy=old.version)
+    desk.apply(desk.said(), "ann", policy=new.version, shadow=old.version)
+    policy_apply.rollback(None, "ann", None, None)
+    (*_, last) = desk.said().changes
+    assert (last.action, last.policy, last.shadow) == ("rollback", old.version, None)
+
+
 def test_what_was_before_is_the_newest_that_was_another() -> None:
     said = PolicyLog()
     states: list[tuple[dict[str, str], int | None]] = [

@@ -26,6 +26,7 @@ from policies.quality.verdict_state import KnownQuality
 from shunter.audit.findings import Findings
 from shunter.audit.replay import replay_steps
 from shunter.audit.results import Results
+from shunter.audit.stories import Stories
 from streams.engine.log import Outgoing, Record
 from streams.evidence.projection import decode_step
 from streams.quality.stage import QualityWatch
@@ -212,6 +213,11 @@ class TestSecondRun:
             if step.step in ENDS:
                 results.ended(step)
         findings = Findings()
+        stories = Stories(findings)
+        for step in seen:
+            stories.add(step, "here")
+        stories.finish(is_whole=True, now=START)
+        assert findings.requests == 2
         told = yard.cluster.records(yard.catalogue.results)
         for record in told:
             results.add(record, "here", findings)

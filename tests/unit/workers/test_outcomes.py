@@ -1,6 +1,7 @@
 """Bad ends of requests at a worker."""
 
 import asyncio
+import base64
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,25 @@ import pytest
 from stream_cases import MODEL, START, Yard, header, make_profile, step_until
 from worker_cases import PROMISED, ScriptedBackend, place, placed, progress, serve
 
+from shunter.audit.findings import Findings
+from shunter.audit.results import Results
 from streams.engine.log import LogError, Outgoing
 from streams.engine.transactor import Transactor
-from topics import Fallback, Placement, Profile, Progress, Response, encode
+from streams.evidence.projection import decode_step
+from topics import (
+    BACKGROUND_TASK,
+    Fallback,
+    Placement,
+    Profile,
+    Progress,
+    QualityCheck,
+    Response,
+    Salt,
+    encode,
+)
 from topics.records import headers as h
+from topics.signing.salts import digest_key
+from workers.backends.base import CallError
 from workers.stage.partition_state import Lane
 
 
@@ -151,6 +167,36 @@ async def test_a_request_that_is_itself_at_fault_is_not_tried_again() -> None:
     await step_until(transactor, yard.results, "the failure")
     assert yard.results()["c0"].status == "failed"
     assert not yard.cluster.records(yard.catalogue.reroutes)
+
+
+@pytest.mark.parametrize("is_background", [False, True])
+async def test_the_server_s_answer_to_a_refused_request_is_signed(is_background: bool) -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    profile = make_profile(yard.policy, id="c0")
+    check = QualityCheck("chat", "yard-8b-fp8", "tokens", 0.2, 600.0, 3600.0, of="r1")
+    second = replace(profile, quality=check, task=BACKGROUND_TASK)
+    place(yard, "c0", profile=second if is_background else profile)
+    transactor = await started(yard, backend)
+    body = {"error": {"message": "not so"}}
+    refused = CallError("request_refused", "no", retry="never", response=Response(400, body))
+    backend.fail("c0", refused)
+    await step_until(transactor, yard.results, "the failure")
+    (end,) = yard.evidence("failed")
+    result = yard.results()["c0"]
+    assert end.response_digest is not None
+    assert result.response == (None if is_background else Response(400, body))
+    # The salts of a yard count from 1: the id first, then the salt.
+    salt = Salt(
+        profile.tenant, end.response_digest.salt, base64.b64encode(bytes(31) + b"\2").decode()
+    )
+    findings, results = Findings(), Results(lambda _salt: digest_key(salt, b"secret"), {})
+    for record in yard.cluster.records(yard.catalogue.evidence):
+        results.ended(decode_step(record.value or b""))
+    for record in yard.cluster.records(yard.catalogue.results):
+        results.add(record, "here", findings)
+    results.finish(findings)
+    assert findings.is_good, findings.problems
 
 
 async def test_a_variant_that_is_not_served_any_more_is_tried_elsewhere() -> None:
