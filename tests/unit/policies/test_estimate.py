@@ -261,3 +261,13 @@ def test_a_decision_counts_only_the_backlog_that_is_left() -> None:
     assert backlogs_s(NOW + 9.0) == {0.0}
     view.report(status("premium", backlog_s=3.0))
     assert backlogs_s(NOW + 9.5) == {0.0, 3.0}
+
+
+def test_the_latest_finish_is_that_of_a_reply_as_long_as_such_replies_seldom_are() -> None:
+    where = a_situation("premium")
+    standing = where.view.standing(where.options.of("premium", "llama-fp8"))
+    found = estimate(bulk(output_tokens_high=900), standing, 0.05)
+    assert found.latest_s == found.ttft_s + 899 * found.tpot_s
+    for high in (None, 100):
+        found = estimate(bulk(output_tokens_high=high), standing, 0.05)
+        assert found.latest_s == found.finish_s
