@@ -14,7 +14,7 @@ from policies.placement.decide import decide
 from policies.placement.inputs import inputs_of
 from policies.placement.quoting import PricedOffer, bound_to, menu, price_nano
 from policies.scoring.estimate import Visit, estimates, spread_of
-from policies.scoring.promises import chance_within, promised_chances, times_for
+from policies.scoring.promises import chance_within, errors_of, promised_chances, times_for
 from topics import Profile, Quoted
 from topics.records.money import NANO
 from topics.records.quote_terms import charge
@@ -94,6 +94,14 @@ def offers_of(
         lambda _: [profile], ["auto"], deadlines, windows, yard.situation(), yard.clock.at
     )
     return found
+
+
+def test_errors_are_those_of_the_path_and_of_the_class_where_it_has_its_own() -> None:
+    own = "    chat: {direct: [[0.5, 0.3]]}\n    any:\n"
+    policy = make_policy(POLICY + ERRORS.replace("    any:\n", own))
+    assert errors_of(policy, "chat", "direct") == ((0.5, 0.3),)
+    assert errors_of(policy, "chat", "hold")[0] == (0.5, -0.4)
+    assert errors_of(policy, "summarization", "direct")[0] == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("task", ["chat", "summarization"])
