@@ -1,7 +1,7 @@
 """The fast forms of estimates are, to the last bit, the formulas that they stand for."""
 
 from dataclasses import replace
-from math import erf, inf, log, sqrt
+from math import erf, exp, inf, log, sqrt
 
 import pytest
 from accelerator_cases import rooflines
@@ -300,3 +300,17 @@ def test_the_latest_finish_is_that_of_a_reply_as_long_as_such_replies_seldom_are
     for high in (None, 100):
         found = estimate(bulk(output_tokens_high=high), standing, 0.05)
         assert found.latest_s == found.finish_s
+
+
+@pytest.mark.parametrize(
+    ("margin", "likely"), [(0.1, 0.5), (0.3, 0.739), (0.5, 0.9), (1.0, 0.952), (1.5, 0.98)]
+)
+def test_a_chance_by_learned_errors_is_that_of_their_quantiles(
+    margin: float, likely: float
+) -> None:
+    where = a_situation("premium")
+    standing = where.view.standing(where.options.of("premium", "llama-fp8"))
+    asked = bulk()
+    found = estimate(asked, standing, 0.05)
+    asked = bulk(ttft_s=found.ttft_s * exp(margin))
+    assert chance(asked, found, 0.0, 0.03, (0.1, 0.5, 1.5)) == pytest.approx(likely, abs=0.001)
