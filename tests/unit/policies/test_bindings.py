@@ -23,6 +23,7 @@ from policy_cases import (
 
 from policies import Member, Policy, UnservableError, bind, tag
 from policies.batching.groups import group_in
+from policies.config.policy import DEFAULT_CLASS
 from policies.config.schema import DeclarationError
 
 BOUND = """
@@ -140,6 +141,15 @@ def test_what_was_routed_before_is_bound_by_the_policy_in_force() -> None:
     assert (found.regions, found.bound_by) == (("eu-west",), ("tenants.acme",))
     assert bind(found, bound_policy()) is found
     assert bind(held, a_policy()) is held
+
+
+def test_what_was_recognised_stays_bound_by_the_default_class() -> None:
+    bound = "output_tokens: 200, bound: {regions: [eu-west]}}"
+    policy = a_policy(POLICY.replace("output_tokens: 200}", bound, 1))
+    assert policy.default_class == "chat"
+    found = bind(bulk(bound_by=(DEFAULT_CLASS,)), policy)
+    assert (found.regions, found.bound_by) == (("eu-west",), (DEFAULT_CLASS,))
+    assert bind(bulk(), policy).regions is None
 
 
 def test_what_may_go_nowhere_under_another_policy_goes_nowhere() -> None:

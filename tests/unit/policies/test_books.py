@@ -1,16 +1,31 @@
 """The books of budgets: whatever comes, nothing is spent twice, and no limit is passed unseen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 
 import pytest
+from decisions import decide_in
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import POLICY, PROPERTY, a_policy
+from policy_cases import (
+    FLEET,
+    NOW,
+    POLICY,
+    PROPERTY,
+    a_policy,
+    a_situation,
+    bulk,
+    nobody_lives,
+    profile,
+)
 
-from policies import DeclarationError
+from policies import DeclarationError, Situation, inputs_of
 from policies.config.budgets import Budget
+from policies.config.prices import nano_of
 from policies.placement.books import KEPT_S, SWEEP_EVERY_S, Books, BudgetExceeded
+from policies.placement.reservation import amounts_of, beyond_budget
+from policies.scoring.estimate import estimate
+from topics import Profile
 from topics.records.money import Amounts, BudgetState, Reservation, Settlement
 
 BUDGETED = (
@@ -102,6 +117,33 @@ def test_all_budgets_keep_it_or_none() -> None:
     assert sum(state.reserved.requests for state in books.states()) == 2
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_several_full_budgets_the_one_to_wait_for_longest_is_told(turn: int) -> None:
+    minute = ("tenants.a", "a", Budget(window_s=60.0, requests=1))
+    hour = ("keys.k", "k", Budget(window_s=3600.0, requests=1))
+    small = ("classes.c", "a", Budget(window_s=60.0, tokens=4))
+    books = Books()
+    kept(books.reserve([minute, hour, small][::turn], Amounts(1, 4, 0), 0, 0.0))
+    assert beyond(books.reserve([minute, hour][::turn], Amounts(1, 1, 0), 0, 1.0)).rule == "keys.k"
+    never = beyond(books.reserve([minute, small, hour][::turn], Amounts(1, 5, 0), 0, 1.0))
+    assert (never.rule, never.retry_at) == ("classes.c", None)
+
+
+def test_a_refusal_says_whose_budget_it_is_and_whether_to_come_again() -> None:
+    decision = decide_in(profile(), a_situation(), NOW)
+
+    def told(rule: str, retry_at: float | None) -> str:
+        found = beyond_budget(decision, BudgetExceeded(rule, "acme", 60.0, "usd", retry_at))
+        assert (found.action, found.reason, found.retry_at) == ("reject", "budget", retry_at)
+        return found.message or ""
+
+    assert "try again at 2023-11-14T" in told("tenants.acme", NOW)
+    assert "less for 60 s than this request may use" in told("tenants.acme", None)
+    # Rules of many owners say which.
+    for rule, named in (("tenants.acme", False), ("default_tenant", True), ("classes.c", True)):
+        assert ("for 'acme'" in told(rule, None)) is named
+
+
 def test_a_clock_that_is_behind_opens_no_window_again() -> None:
     books, counted = Books(), [("tenants.a", "a", Budget(window_s=60.0, requests=1))]
     kept(books.reserve(counted, Amounts(1, 0, 0), 0, 60.5))
@@ -120,6 +162,66 @@ def test_a_window_that_is_over_is_dropped_when_nothing_is_open() -> None:
     books.settle(Settlement(first, Amounts(1, 3, 4)))
     assert [state for _, state in books.take_changes(late)] == [None]
     assert list(books.states()) == []
+
+
+def reserved(asked: Profile, where: Situation, output_tokens_max: int | None = None) -> Amounts:
+    decision, inputs = decide_in(asked, where, NOW), inputs_of(asked, where, NOW)
+    return amounts_of(asked, decision, inputs, where.options, where.policy, output_tokens_max)
+
+
+def alone_nano(asked: Profile, where: Situation, pool: str, variant: str) -> int:
+    """The price of a request that is served alone there."""
+    standing = where.view.standing(where.options.of(pool, variant))
+    found = estimate(asked, standing, where.policy.estimates.transport_s)
+    return nano_of(found.cost_usd)
+
+
+def test_the_longest_reply_is_kept_at_its_price() -> None:
+    where, asked = a_situation("silicon"), profile(output_tokens_high=700)
+    silicon = ("silicon", "llama-fp8")
+    for limit, reply in ((None, 700), (300, 300), (900, 900)):
+        longest = profile(output_tokens=reply)
+        found = reserved(asked, where, limit)
+        assert found == Amounts(1, 400 + reply, alone_nano(longest, where, *silicon))
+    assert reserved(profile(), where).tokens == 400 + 200
+    text = profile(model="vector", operation="embeddings", output_tokens=0)
+    assert reserved(text, a_situation("small"), 50).tokens == 400
+
+
+def test_what_waits_is_kept_at_the_price_of_one_served_alone() -> None:
+    where = a_situation("board")
+    decision = decide_in(bulk(), where, NOW)
+    assert decision.action == "hold"
+    assert decision.promised is not None
+    found = reserved(bulk(), where).nano_usd
+    assert found == alone_nano(bulk(), where, "board", "llama-int8")
+    assert found > 2 * nano_of(decision.promised.cost_usd)
+
+
+def test_where_no_pool_is_alive_the_dearest_that_may_serve_it_counts() -> None:
+    # What takes batches alone is the dearest by far, and of the others the chip.
+    fleet = FLEET.replace("usd_per_hour: 0.4}", "usd_per_hour: 4000}").replace(
+        "usd_per_hour: 9.0}", "usd_per_hour: 900}"
+    )
+    where = nobody_lives(fleet)
+    bf16 = ("premium", "llama-bf16")
+    for asked, place in ((bulk(), ("board", "llama-int8")), (profile(), ("silicon", "llama-fp8"))):
+        assert reserved(asked, where).nano_usd == alone_nano(asked, where, *place)
+    assert reserved(profile(pools=("premium",)), where).nano_usd == alone_nano(
+        profile(), where, *bf16
+    )
+    never = replace(where, policy=a_policy(POLICY + "never: [{name: chips, pools: [silicon]}]\n"))
+    assert reserved(profile(), never).nano_usd == alone_nano(profile(), where, *bf16)
+
+
+def test_energy_is_kept_for_who_counts_it_whatever_a_tier_is_charged() -> None:
+    fleet = FLEET.replace("usd_per_hour: 4.0}", "usd_per_hour: 4.0, power_w: 700}")
+    where = a_situation("premium", fleet=fleet)
+    assert reserved(profile(), where).nano_wh == 0
+    plain = reserved(profile(counts_energy=True), where)
+    dear = reserved(profile(counts_energy=True, price_factor=2.0), where)
+    assert dear.nano_wh == plain.nano_wh > 0
+    assert dear.nano_usd == pytest.approx(2 * plain.nano_usd, abs=1)
 
 
 @dataclass

@@ -24,9 +24,10 @@ from policy_cases import (
 from policies import Decision, FleetView, Situation, idle_view, situation
 from policies.fleet_state.view import AHEAD_S_MAX, MISSED_BEATS_MAX
 from policies.placement.decide import codes_by_pool
+from policies.quality.sampling import second_run
 from policies.scoring.candidates import Candidates
 from policies.scoring.estimate import chance, estimate
-from topics import Candidate, Fallback, Profile, VariantStatus
+from topics import Candidate, Fallback, Profile, QualityCheck, VariantStatus
 
 
 def chosen(decision: Decision) -> Candidate:
@@ -174,6 +175,21 @@ def test_whoever_cannot_wait_is_not_made_to() -> None:
         assert {c.path for c in decision.candidates} == {"direct"}
 
 
+def test_a_second_run_waits_wherever_it_can_and_may_go_to_what_has_drifted() -> None:
+    where = a_situation()
+    where.view.judged({"silicon": frozenset({"llama-fp8"})})
+    check = QualityCheck(
+        *("bulk", "llama-bf16", "exact", 0.1, 30.0, 3600.0), pool="silicon", variant="llama-fp8"
+    )
+    second = decide_in(second_run(bulk(), check, "judged", NOW), where, NOW)
+    assert [(c.pool, c.path) for c in eligible(second)] == [("silicon", "hold")]
+    own = decide_in(bulk(), where, NOW)
+    assert {c.path for c in eligible(own)} == {"hold", "direct"}
+    assert {c.refused for c in own.candidates if c.pool == "silicon"} == {"drifted"}
+    only = decide_in(bulk(pools=("silicon",)), where, NOW)
+    assert (only.action, only.reason) == ("hold", "drifted")
+
+
 def test_a_pool_for_batches_only_is_waited_for() -> None:
     decision = decide_in(bulk(), a_situation("board"), NOW)
     assert decision.action == "hold"
@@ -216,6 +232,19 @@ def test_a_pool_is_told_by_its_variant_that_came_furthest() -> None:
     for codes in (("context_too_long", "quality"), ("quality", "context_too_long")):
         refused = [(pool, code) for code in codes]
         assert codes_by_pool(options, refused) == {pool: "context_too_long", **rest}
+
+
+def test_a_pool_is_as_soon_free_as_its_first_worker_and_fails_only_with_all_of_them() -> None:
+    def heard(**changes: Any) -> tuple[float, str | None]:
+        where = a_situation("silicon")
+        where.view.report(status("silicon", **{"instance": "1"} | changes))
+        load = where.view.load("silicon")
+        return load.backlog_s, load.obstacle("llama-fp8")
+
+    failing = {"llama-fp8": VariantStatus(circuit="open")}
+    assert heard(backlog_s=9.0, variants=failing) == (0.0, None)
+    assert heard(instance="0", backlog_s=9.0, variants=failing) == (9.0, "circuit_open")
+    assert heard(instance="0", variants={"other": VariantStatus(circuit="open")}) == (0.0, None)
 
 
 @pytest.mark.parametrize("state", ["draining", "down"])

@@ -147,6 +147,8 @@ def test_measured_constants_err_less_and_the_residual_speed_is_of_cost_alone() -
     measured = standing_of(option, known)
     assert spread_of(plain, policy) == 0.6
     assert spread_of(measured, policy) == policy.estimates.spread
+    half = replace(known, constants=(*(1.0,) * 5, 0.5))
+    assert standing_of(option, half).error == pytest.approx(0.3)
     asked = profile(input_tokens=400, output_tokens=100)
     slow, right = estimate(asked, plain, 0.0), estimate(asked, measured, 0.0)
     assert slow.tpot_s == pytest.approx(2.0 * right.tpot_s)

@@ -1,7 +1,7 @@
 """The fast forms of estimates are, to the last bit, the formulas that they stand for."""
 
 from dataclasses import replace
-from math import erf, inf, log, sqrt
+from math import erf, exp, inf, log, sqrt
 
 import pytest
 from accelerator_cases import rooflines
@@ -28,7 +28,24 @@ from policies.scoring.estimate import Estimate, chance, estimate
 from topics import Profile, VariantStatus
 
 FLEET = some_options()
-every_option = st.sampled_from([option for of_pool in FLEET.by_pool.values() for option in of_pool])
+PLAIN = [option for of_pool in FLEET.by_pool.values() for option in of_pool]
+# The same with attention, experts, and devices that exchange what they compute.
+FULLER = [
+    replace(
+        option,
+        roofline=replace(
+            option.roofline,
+            attention_width=65_536,
+            kv_bytes_per_token=1.0,
+            active_weights_bytes=option.roofline.weights_bytes / 8,
+            traffic_token_s=2e-6,
+            sequence_overhead_s=3e-5,
+            prompt_overhead_s=4e-4,
+        ),
+    )
+    for option in PLAIN
+]
+every_option = st.sampled_from(PLAIN)
 profiles = st.builds(
     lambda **fields: replace(bulk(), **fields),
     input_tokens=st.integers(1, 30_000),
@@ -70,13 +87,14 @@ def plain_estimate(
     context = profile.input_tokens + profile.output_tokens // 2
     steps = max(0, profile.output_tokens - 1)
     tokens = profile.input_tokens
-    prefill_s = roofline.iteration_s(tokens, 0, tokens * (0.5 * tokens))
+    prefill_s = roofline.iteration_s(tokens, 0, tokens * (0.5 * tokens), prompts=1)
 
     def step_s(sequences: int) -> float:
-        return roofline.iteration_s(sequences, sequences * context, sequences * context)
+        contexts = sequences * context
+        return roofline.iteration_s(sequences, contexts, contexts, sequences)
 
     together = min(option.max_batch, running + members)
-    alone_s = roofline.iteration_s(1, 0, 0)
+    alone_s = roofline.iteration_s(1, 0, 0, 1)
     if running == 0:
         idle = not any(load.running_by_variant.values())
         added_s = (1.0 if idle else BUSY_ANYWAY) * step_s(together) / min(members, together)
@@ -131,6 +149,17 @@ def test_an_estimate_is_that_of_the_plain_formula(
     load = view.load(option.pool)
     plain = plain_estimate(profile, option, load, 0.05, members, wait_s)
     assert estimate(profile, standing_of(option, load), 0.05, members, wait_s) == plain
+
+
+@settings(deadline=None)
+@given(profiles, st.sampled_from(FULLER), views(FLEET), st.integers(1, 100))
+def test_an_estimate_has_all_terms_of_the_plain_formula(
+    profile: Profile, option: Option, view: FleetView, members: int
+) -> None:
+    load = view.load(option.pool)
+    plain = plain_estimate(profile, option, load, 0.05, members, 0.0)
+    found = estimate(profile, standing_of(option, load), 0.05, members)
+    assert found == pytest.approx(plain, rel=1e-9)
 
 
 few = st.sampled_from([0, 0, 1, 2, 3, 5, 20, 40])
@@ -261,3 +290,27 @@ def test_a_decision_counts_only_the_backlog_that_is_left() -> None:
     assert backlogs_s(NOW + 9.0) == {0.0}
     view.report(status("premium", backlog_s=3.0))
     assert backlogs_s(NOW + 9.5) == {0.0, 3.0}
+
+
+def test_the_latest_finish_is_that_of_a_reply_as_long_as_such_replies_seldom_are() -> None:
+    where = a_situation("premium")
+    standing = where.view.standing(where.options.of("premium", "llama-fp8"))
+    found = estimate(bulk(output_tokens_high=900), standing, 0.05)
+    assert found.latest_s == found.ttft_s + 899 * found.tpot_s
+    for high in (None, 100):
+        found = estimate(bulk(output_tokens_high=high), standing, 0.05)
+        assert found.latest_s == found.finish_s
+
+
+@pytest.mark.parametrize(
+    ("margin", "likely"), [(0.1, 0.5), (0.3, 0.739), (0.5, 0.9), (1.0, 0.952), (1.5, 0.98)]
+)
+def test_a_chance_by_learned_errors_is_that_of_their_quantiles(
+    margin: float, likely: float
+) -> None:
+    where = a_situation("premium")
+    standing = where.view.standing(where.options.of("premium", "llama-fp8"))
+    asked = bulk()
+    found = estimate(asked, standing, 0.05)
+    asked = bulk(ttft_s=found.ttft_s * exp(margin))
+    assert chance(asked, found, 0.0, 0.03, (0.1, 0.5, 1.5)) == pytest.approx(likely, abs=0.001)

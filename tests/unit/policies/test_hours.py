@@ -1,6 +1,7 @@
 """Prices and emissions by the hour: what a decision promises, and what it lets wait."""
 
 from dataclasses import replace
+from math import exp
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from policies.config.curves import mean
 from policies.placement.inputs import inputs_of, release_again, release_inputs_of
 from policies.placement.placer import Placer
 from policies.placement.reservation import amounts_of
+from policies.scoring.candidates import failure_rate
 from shunter.backtest.check import emits_too_much
 from topics import Evidence, InferenceRequest, Profile, Source, decode
 from topics.records.evidence_bytes import evidence_bytes
@@ -261,6 +263,20 @@ def test_a_group_goes_before_the_cheap_hour_where_not_all_could_go_then() -> Non
     assert release.target.wait_until == 0
 
 
+def test_the_replicas_of_a_pool_share_what_waits_for_its_hour() -> None:
+    where = a_situation("board", fleet=CHEAP_LATER)
+    held = members(where, *(patient(id=str(n), deadline=NOW + 2.2 * HOUR) for n in range(32)))
+    target = target_in(held, where, NOW)
+    assert target is not None
+    assert target.option.replicas == 2
+    run_s = target.estimate.finish_s - 2 * HOUR
+    left_s = 2.2 * HOUR - target.estimate.latest_s - where.policy.windows.margin_s
+    in_time = 1 + int(2 * left_s / run_s)
+    windows = windows_of(where.policy)
+    assert isinstance(windows.judge(held, 32 * in_time, target, NOW), float)
+    assert isinstance(windows.judge(held, 32 * in_time + 1, target, NOW), Release)
+
+
 @FEW
 @given(HOURS, st.floats(0.1, 20), st.lists(st.floats(0.05, 1.0), max_size=6))
 def test_no_group_waits_past_the_deadline_of_a_member(
@@ -328,6 +344,67 @@ def test_a_spot_pool_is_charged_for_what_may_be_taken_away() -> None:
     assert chosen(decide_in(bulk(), a_situation("board", "premium", fleet=noticed), NOW)).pool == (
         chosen(decide_in(bulk(), a_situation("board", "premium", fleet=POWER), NOW)).pool
     )
+
+
+def test_a_try_fails_by_itself_or_by_a_replica_that_is_taken_away_without_notice() -> None:
+    fleet = a_fleet({}, board="interruptions_per_hour: 60\n    notice_s: 30\n    failure_rate: 0.1")
+    where = a_situation("board", fleet=fleet)
+    standing = where.view.standing(where.options.of("board", "llama-int8"))
+
+    def rate(finish_s: float, wait_s: float) -> float:
+        visit, figures = (standing, "hold", 1, wait_s, 0), (0.0, 0.0, 0.0, finish_s, 0.0, 0.0, 0.0)
+        return failure_rate(visit, figures)  # type: ignore[arg-type]
+
+    # A minute past the notice at one in a minute; what waits runs nowhere yet.
+    assert rate(100.0, 10.0) == pytest.approx(1 - 0.9 * exp(-1))
+    assert rate(40.0, 10.0) == rate(20.0, 10.0) == pytest.approx(0.1)
+
+
+def test_a_batch_counts_what_may_be_taken_away_and_its_emissions() -> None:
+    taken = a_fleet({}, board="interruptions_per_hour: 60\n    notice_s: 0")
+    chances = []
+    for fleet in (POWER, taken):
+        where = a_situation("board", fleet=fleet)
+        target = target_in(members(where, bulk()), where, NOW)
+        assert target is not None
+        chances.append(target.chance)
+    lost = exp(-target.estimate.finish_s / 60)
+    assert lost < 0.99
+    assert chances[1] == pytest.approx(chances[0] * lost)
+    where = a_situation("board", fleet=carbon(a_fleet({"grid": steps(500)}), "grid"))
+    target = target_in(members(where, bulk()), where, NOW)
+    assert target is not None
+    assert target.footprint is not None
+    assert target.footprint.gco2 is not None
+    for part, is_able in ((1.01, True), (0.99, False)):
+        held = members(where, bulk(max_gco2=part * target.footprint.gco2))
+        assert (target_in(held, where, NOW) is not None) is is_able
+
+
+def test_what_may_be_taken_away_at_the_cheap_hour_counts_too() -> None:
+    spot, chances = CHEAP_LATER, []
+    taken = spot.replace(
+        "tariff: spot", "tariff: spot\n    interruptions_per_hour: 60\n    notice_s: 0"
+    )
+    for fleet in (spot, taken):
+        decision = decide_in(patient(), a_situation("board", fleet=fleet), NOW)
+        later = next(c for c in decision.candidates if (c.finish_s or 0) > 2 * HOUR)
+        chances.append(later.chance or 0)
+    lost = exp(-((later.finish_s or 0) - 2 * HOUR) / 60)
+    assert chances[1] == pytest.approx(chances[0] * lost)
+
+
+def test_no_group_waits_for_an_hour_in_which_a_member_would_pass_its_limit() -> None:
+    fleet = a_fleet({"spot": steps(4.0, 0.4)}, board="tariff: spot")
+    where = a_situation("board", fleet=fleet)
+    (free,) = members(where, patient(output_tokens=1))
+    first = target_in([free], where, NOW)
+    assert first is not None
+    assert first.wait_until == NOW + HOUR
+    usd = first.estimate.cost_usd
+    within, beyond = (members(where, patient(max_cost_usd=usd * part)) for part in (1000, 0.5))
+    assert target_in(within, where, NOW) is not None
+    assert target_in(beyond, where, NOW) is None
 
 
 def test_a_budget_keeps_what_the_dearest_hour_until_the_deadline_would_cost() -> None:

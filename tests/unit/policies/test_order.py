@@ -68,6 +68,9 @@ def test_nothing_goes_where_it_never_may_on_any_path() -> None:
     failed = profile(exclude_pools=("premium",), fallbacks=(Fallback("premium", "timeout"),))
     assert allow_again(failed, where.options, where.policy).exclude_pools == ()
     assert allow_again(failed, where.options, a_policy()).exclude_pools == ("premium",)
+    # What lay in the request would fail there again.
+    refused = profile(exclude_pools=("premium",), fallbacks=(Fallback("premium", "bad_request"),))
+    assert allow_again(refused, where.options, where.policy).exclude_pools == ("premium",)
 
 
 def test_what_is_held_goes_by_the_order_too() -> None:

@@ -6,7 +6,7 @@ import pytest
 from decisions import decide_in, group_there
 from policy_cases import NOW, POLICY, a_situation, bulk, nobody_lives, profile
 
-from policies import Decision, Member, Placer, find_target
+from policies import Decision, Member, Placer, Release, find_target
 from policies.placement.admission import Shares
 
 ALONE = "prior_rate_per_s: 0.0001"
@@ -51,6 +51,22 @@ def test_a_placed_request_counts_for_its_pool_its_session_and_its_tenant() -> No
     assert shares._spent.keys() == {"t"}
 
 
+def test_a_release_counts_for_its_pool_member_by_member() -> None:
+    where = a_situation("board")
+    group = group_there(bulk(), where)
+    members = tuple(Member(bulk(id=f"b{n}"), group, NOW, n) for n in range(3))
+    placer = Placer(where)
+    target = placer.target(members, NOW)
+    assert target is not None
+    release = Release(members, target, "window", 1.0, members, 3)
+    placer.count_released(release, NOW)
+    load, option = where.view.load("board"), target.option
+    assert where.view.standing(option).running == 3
+    assert load.backlog_s == pytest.approx(3 * target.estimate.device_s / option.replicas)
+    places = option.kv_capacity_tokens * option.replicas
+    assert load.kv_usage == pytest.approx(release.tokens / places)
+
+
 def test_nothing_is_counted_of_a_decision_that_places_nothing() -> None:
     with pytest.raises(ValueError, match="places nothing"):
         Placer(a_situation()).count_placed(profile(), Decision("hold", (), "r"), NOW)
@@ -67,9 +83,12 @@ def test_it_goes_on_in_another_situation_with_its_policy() -> None:
 
 def test_a_target_is_that_of_the_situation() -> None:
     where = a_situation()
-    members = [Member(bulk(id=f"b{n}"), group_there(bulk(), where), NOW, n) for n in range(3)]
+    group = group_there(bulk(), where)
+    members = [Member(bulk(id=f"b{n}"), group, NOW - 90 * n, n) for n in range(3)]
     found = Placer(where).target(members, NOW)
-    rate_per_s = where.arrivals.rate_besides(members[0].group, NOW, NOW)
+    # The first that came made the window; the others are company.
+    rate_per_s = where.arrivals.rate_besides(group, NOW - 180, NOW)
+    assert rate_per_s != where.arrivals.rate_besides(group, NOW, NOW)
     loads, options, policy = where.view.loads(), where.options, where.policy
     assert found is not None
     assert found == find_target(members, loads, rate_per_s, options, policy, NOW)

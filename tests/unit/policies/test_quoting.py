@@ -13,7 +13,8 @@ from policies.config.schema import DeclarationError
 from policies.placement.decide import decide
 from policies.placement.inputs import inputs_of
 from policies.placement.quoting import PricedOffer, bound_to, menu, price_nano
-from policies.scoring.promises import chance_within, times_for
+from policies.scoring.estimate import Visit, estimates, spread_of
+from policies.scoring.promises import chance_within, errors_of, promised_chances, times_for
 from topics import Profile, Quoted
 from topics.records.money import NANO
 from topics.records.quote_terms import charge
@@ -95,6 +96,14 @@ def offers_of(
     return found
 
 
+def test_errors_are_those_of_the_path_and_of_the_class_where_it_has_its_own() -> None:
+    own = "    chat: {direct: [[0.5, 0.3]]}\n    any:\n"
+    policy = make_policy(POLICY + ERRORS.replace("    any:\n", own))
+    assert errors_of(policy, "chat", "direct") == ((0.5, 0.3),)
+    assert errors_of(policy, "chat", "hold")[0] == (0.5, -0.4)
+    assert errors_of(policy, "summarization", "direct")[0] == (0.5, 0.0)
+
+
 @pytest.mark.parametrize("task", ["chat", "summarization"])
 def test_a_menu_is_kept_by_the_decision_that_follows(task: str) -> None:
     yard = Yard(policy=POLICY + ERRORS)
@@ -144,6 +153,38 @@ def test_the_price_is_no_higher_than_the_request_allows() -> None:
     cost = max(offer.nano_usd[0] for offer in offers_of(yard, plain)) / NANO / 1.5
     limited = replace(plain, max_cost_usd=cost * 1.1)
     assert max(offer.nano_usd[0] for offer in offers_of(yard, limited)) <= cost * 1.1 * NANO
+
+
+def test_a_price_is_that_of_one_answer_and_of_as_many_as_are_asked_for() -> None:
+    yard = Yard(policy=POLICY + ERRORS)
+    profile, here = make_profile(yard.policy), yard.situation()
+
+    def price(answers: list[int]) -> int:
+        (offer, *_), _ = menu(lambda _: [profile], ["auto"], [], [60.0], here, START, answers)
+        return offer.nano_usd[0]
+
+    bound = replace(bound_to(profile, Quoted("q", 0, 0.9)), deadline=START + 60)
+    decision = decide(bound, inputs_of(bound, here, START), here.options, here.policy, START)
+    assert decision.promised is not None
+    cost_usd = decision.promised.cost_usd
+    assert price([]) == price([1]) == price_nano(cost_usd, 0.5)
+    assert price([3]) == price_nano(3 * cost_usd, 0.5)
+
+
+def test_a_promise_counts_an_slo_only_where_its_class_would_miss_it_too_often() -> None:
+    yard = Yard(policy=POLICY + ERRORS)
+    here, plain = yard.situation(), make_profile(yard.policy)
+    asked = bound_to(replace(plain, deadline=START + 1e5), Quoted("q", 0, 0.99))
+    standing = here.view.standing(here.options.of("premium-us", "yard-8b-fp8"))
+    visits: list[Visit] = [(standing, "direct", 1, 0.0, 0)]
+    (figures,) = estimates(asked, visits, 0.0)
+    assert yard.policy.classes["chat"].target_chance == 0.9
+    for wanted, found in ((0.95, 0.99), (0.7, 0.7)):
+        ttft_s = figures[1] * times_for(wanted, (), spread_of(standing, here.policy))
+        each = replace(asked, ttft_s=ttft_s)
+        assert promised_chances(each, visits, [figures], here.policy, START) == [
+            pytest.approx(found)
+        ]
 
 
 def test_requests_of_a_question_are_quoted_beside_each_other() -> None:

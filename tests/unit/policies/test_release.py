@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from decisions import decide_in, target_in
+from decisions import decide_in, group_there, target_in
 from policy_cases import (
     NOW,
     POLICY,
@@ -30,8 +30,16 @@ from policies import (
 from policies.batching.groups import group_of
 from policies.placement.shadow import release_beside
 from policies.scoring.estimate import estimate
-from topics import Profile, VariantStatus, decode
+from topics import Profile, QualityCheck, VariantStatus, decode
 from topics.wire.canonical_json import canonical
+
+JUDGED = QualityCheck(
+    *("bulk", "llama-bf16", "exact", 0.1, 30.0, 3600.0),
+    pool="board",
+    variant="llama-int8",
+    of="r0",
+    asked="judged",
+)
 
 
 def test_the_cheapest_pool_that_is_in_time_takes_the_batch() -> None:
@@ -118,6 +126,28 @@ def test_no_member_is_promised_more_than_its_limit_of_cost() -> None:
     assert all(usd < limit_usd for usd in own_usd)
     assert target.promise(reads, NOW).cost_usd == target.estimate.cost_usd
     assert release_beside(held, where, NOW).cost_usd == limit_usd
+
+
+def test_a_tier_is_charged_once_for_what_goes_in_a_batch() -> None:
+    where = a_situation("board")
+    plain, dear = (target_of(batch(8, price_factor=factor), where) for factor in (1.0, 2.0))
+    assert dear.estimate == plain.estimate
+    promised = dear.promise(bulk(price_factor=2.0), NOW)
+    assert promised.cost_usd == 2.0 * plain.estimate.cost_usd
+    limit_usd = 1.5 * plain.estimate.cost_usd
+    assert target_in(batch(8, max_cost_usd=limit_usd), where, NOW) is not None
+    assert target_in(batch(8, max_cost_usd=limit_usd, price_factor=2.0), where, NOW) is None
+
+
+def test_what_has_drifted_meanwhile_gets_no_batch_of_a_class_that_minds() -> None:
+    where = a_situation(
+        policy=POLICY.replace("  embedding: {", "  embedding: {minds_drift: false, ")
+    )
+    where.view.judged({"board": frozenset({"llama-int8"})})
+    assert target_of(batch(20), where).option.pool != "board"
+    assert target_of(batch(20, task="embedding"), where).option.pool == "board"
+    minding, other = (group_there(bulk(task=each), where) for each in ("bulk", "embedding"))
+    assert minding != other
 
 
 def test_the_longest_member_tells_what_fits() -> None:
@@ -244,10 +274,31 @@ def test_the_waits_of_the_most_urgent_member_count() -> None:
         {"input_tokens": 513},
         {"input_tokens": 2049},
         {"batchable": False},
+        {"counts_energy": True},
+        {"quality": JUDGED},
     ],
 )
 def test_groups_keep_apart_what_must_not_mix(change: dict[str, Any]) -> None:
     assert group_of(bulk(**change), BUCKETS) != group_of(bulk(), BUCKETS)
+
+
+def test_second_runs_that_ask_different_variants_share_no_group() -> None:
+    asked = [
+        JUDGED,
+        replace(JUDGED, variant="llama-fp8"),
+        replace(JUDGED, pool="silicon"),
+        replace(JUDGED, asked="reference"),
+        replace(JUDGED, asked="reference", reference_pool="premium"),
+    ]
+    assert len({group_of(bulk(quality=each), BUCKETS) for each in asked}) == len(asked)
+
+
+def test_what_is_charged_differently_shares_no_group_where_its_cost_is_limited() -> None:
+    def group(**change: Any) -> str:
+        return group_of(bulk(**change), BUCKETS)
+
+    assert group(max_cost_usd=1.0, price_factor=2.0) != group(max_cost_usd=1.0)
+    assert group(price_factor=2.0) == group()
 
 
 @pytest.mark.parametrize(

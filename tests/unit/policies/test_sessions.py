@@ -37,6 +37,7 @@ def test_credit_is_of_the_tenant_and_decays() -> None:
     assert later is not None
     assert later.tokens == 4000
     assert sessions.credit(replace(TURN, tenant="another"), NOW) is None
+    assert sessions.credit(replace(TURN, model="another"), NOW) is None
     assert sessions.credit(replace(TURN, session=None), NOW) is None
     assert sessions.credit(TURN, NOW + 100 * HALF_LIFE_S) is None
 

@@ -526,6 +526,28 @@ def test_tokens_of_what_was_removed_count_no_more() -> None:
     assert run(held, NOW, always(tokens_max=1600)) == []
 
 
+def test_members_that_end_otherwise_neither_go_nor_count() -> None:
+    held = filled(8)
+    assert list(held.due(NOW, always(), without={"r0003", "elsewhere"})) == []
+    held = filled(9)
+    (release,) = releases(list(held.due(NOW, always(), without={"r0003"})))
+    assert ids(release.members) == [0, 1, 2, 4, 5, 6, 7, 8]
+    held = filled(2)
+    late = NOW + 1e6
+    ends = list(held.due(late, always(), without={"r0000"}))
+    assert [each.members[0].offset for each in ends] == [1]
+
+
+def test_members_are_counted_by_class_until_they_leave() -> None:
+    held = filled(3)
+    held.add(member(9, group="other", task="chat"))
+    held.add(member(2))
+    assert dict(held.tasks()) == {"bulk": 3, "chat": 1}
+    held.remove("r0009")
+    held.remove("r0000")
+    assert dict(held.tasks()) == {"bulk": 2, "chat": 0}
+
+
 def test_groups_never_share_a_batch() -> None:
     held = windows()
     for number in range(32):
