@@ -5,6 +5,8 @@ const EVERY_MS = 2000;
 const SOON_MS = 400;
 // After so long without an answer what is shown is no longer how things are.
 const ANSWER_MS = 10000;
+// Once no broker has answered for this long, pools are shown as they were: as in `shunter top`.
+const UNANSWERED_S = 2;
 // Groups that hold something are all shown; those that something left of late up to this many.
 const GROUPS_SHOWN = 10;
 const NONE = "–";
@@ -278,7 +280,7 @@ async function refresh() {
     show(view);
     const isSilent = view.is_current && view.silent_s > 10;
     if (!view.is_current) say("reads the topics …");
-    else if (view.unanswered_s > 2) say(`Kafka is away: pools as ${duration(view.unanswered_s)} ago`, true);
+    else if (view.unanswered_s > UNANSWERED_S) say(`Kafka is away: pools as ${duration(view.unanswered_s)} ago`, true);
     else if (isSilent) say("no news from Kafka", true);
     else say("live");
     const since = isSilent ? `for ${duration(view.silent_s)}` : "";
