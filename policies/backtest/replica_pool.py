@@ -12,7 +12,8 @@ from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
-from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
+from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job, Moved
+from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
@@ -38,7 +39,8 @@ Draw = Callable[[], float]
 class Try:
     """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``.
 
-    ``ahead_s`` and ``others_s`` are what `Measured` has of it, ``output_tokens`` what it writes.
+    ``ahead_s`` and ``others_s`` are what `Measured` has of it, ``output_tokens`` what it writes,
+    ``share_s`` its share on the replicas that it has left.
     """
 
     outcome: ReplayOutcome
@@ -52,6 +54,7 @@ class Try:
     began_at: float = 0.0
     mark: float = 0.0
     output_tokens: int = 0
+    share_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class ModelPool:
             prefixes = PrefixCache() if reality.prefix_cache else None
             self.replicas.append(Replica(limits, prefixes, keeps_tpot=options[0].keeps_tpot))
         self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
+        self._migration = Migration(self.replicas, self._fill) if options[0].migrates else None
 
     @property
     def is_idle(self) -> bool:
@@ -150,10 +154,24 @@ class ModelPool:
             self._begin(attempt, index, now)
             yield attempt, index
 
-    def line_due_at(self, now: float) -> float | None:
-        """Return when to ask `start` again; None if nothing waits for a replica."""
-        model_at = self._line.due_at(now * self._time_scale)
-        return None if model_at is None else model_at / self._time_scale
+    def migrate(self, now: float) -> Iterator[int]:
+        """Let replies leave for other replicas; yield each replica that is left."""
+        if self._migration is not None:
+            yield from self._migration.look(now * self._time_scale)
+
+    def look_at(self, now: float) -> float | None:
+        """Return when to ask `start` and `migrate` again, whatever ends; None: not until then."""
+        model_now = now * self._time_scale
+        looks = [self._line.due_at(model_now)]
+        if self._migration is not None:
+            looks.append(self._migration.due_at(model_now))
+        due = [at for at in looks if at is not None]
+        return min(due) / self._time_scale if due else None
+
+    @property
+    def migrations(self) -> int:
+        """How many replies have gone on at another replica."""
+        return 0 if self._migration is None else self._migration.moved
 
     def _fail(self, attempt: Try, now: float) -> None:
         self._experience.failed()
@@ -194,10 +212,16 @@ class ModelPool:
         model_now = now * scale
         for event in self.replicas[index].advance(model_now):
             attempt = self._tries[event.id]
-            if isinstance(event, FirstToken):
+            if self._migration is not None:
+                target = self._migration.note(event, model_now)
+                if target is not None:
+                    self._go_on(attempt, index, target, model_now)
+            if isinstance(event, FirstToken | Moved):
                 continue
             del self._tries[event.id]
-            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, model_now)
+            share_s = attempt.share_s + self._shares[index][attempt.option.variant].end(
+                attempt.mark, model_now
+            )
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
@@ -244,6 +268,14 @@ class ModelPool:
                 yield TryEnded(attempt, span[1])
             else:
                 yield TryEnded(attempt, event.at / scale, "memory")
+
+    def _go_on(self, attempt: Try, source: int, target: int, model_now: float) -> None:
+        """Note that a try has moved to another replica."""
+        variant = attempt.option.variant
+        attempt.share_s += self._shares[source][variant].end(attempt.mark, model_now)
+        attempt.mark = self._shares[target][variant].begin(model_now)
+        attempt.replica = target
+        self._begun.append((attempt, target))
 
     def due_at(self, index: int) -> float | None:
         """Return when something ends on a replica next; None if nothing runs there."""

@@ -92,9 +92,10 @@ class SimulatedBackendConfig(ExtendedDeclaration):
 
     `time_scale` 10 answers ten times as fast. `times` are factors on what its devices take, which
     no router knows. `prompt_chunks`: how much of prompts is computed beside what decodes.
+    `replies`: whether they go on at other replicas, where they have company.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"times", "prompt_chunks"})
+    added: ClassVar[frozenset[str]] = frozenset({"times", "prompt_chunks", "replies"})
 
     type: Literal["simulated"] = "simulated"
     provider_name: ClassVar[str] = "shunter"
@@ -102,6 +103,7 @@ class SimulatedBackendConfig(ExtendedDeclaration):
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     times: Times = Times()
     prompt_chunks: Literal["within_tpot", "full"] = "within_tpot"
+    replies: Literal["stay", "migrate"] = "stay"
 
 
 def _plain_http_url(url: str) -> str:

@@ -27,7 +27,15 @@ from shunter.backtest.quotes import (
     table_of_quotes,
     write_errors,
 )
-from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
+from shunter.backtest.suite import (
+    Scored,
+    ScoredRun,
+    Setting,
+    assumed_pools,
+    migrating,
+    plans,
+    scaled,
+)
 from shunter.backtest.tables import table_of_draws, tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client.kafka import run
@@ -95,6 +103,10 @@ StartsAt = Annotated[
 FleetScale = Annotated[
     float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
 ]
+Migrate = Annotated[
+    bool,
+    typer.Option("--migrate", help="Let replies migrate between a simulated pool's replicas."),
+]
 RealityFile = Annotated[
     Path | None,
     typer.Option("--reality", help="YAML: how the fleet differs from its declaration, untold."),
@@ -146,6 +158,7 @@ def backtest(
     times: Repeat = 1,
     starts_at: StartsAt = None,
     fleet_scale: FleetScale = 1.0,
+    migrate: Migrate = False,
     reality: RealityFile = None,
     assignments: Assignments = None,
     plot: Plot = None,
@@ -176,8 +189,9 @@ def backtest(
     else:
         arrivals = read_known(trace, declared, live)
     arrivals = compress(_repeated(_within(arrivals, declared, second), times), rate)
-    scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
-    setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
+    modelled, keeps = scaled(declared, fleet_scale), differing is not None
+    modelled = migrating(modelled) if migrate else modelled
+    setting = Setting(arrivals, modelled, live, _reality(reality), keeps_candidates=keeps)
     _check_pools(setting, reality)
     if quotes is not None:
         _quoted(setting, quotes, quote_errors, as_json=as_json)
@@ -192,6 +206,7 @@ def backtest(
         "rate": rate,
         "repeat": times,
         "fleet_scale": fleet_scale,
+        "migrate": migrate,
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
         "lower_bound_note": no_limit,

@@ -331,7 +331,7 @@ def in_a_backtest(option: Option, profiles: list[Profile]) -> tuple[dict[int, Sp
     found: dict[int, Span] = {}
     coming, now, waited = list(enumerate(profiles)), 0.0, 0
     while coming or not pool.is_idle:
-        due = [coming[0][1].created_at if coming else None, pool.line_due_at(now)]
+        due = [coming[0][1].created_at if coming else None, pool.look_at(now)]
         due += [pool.due_at(index) for index in range(option.replicas)]
         now = min(at for at in due if at is not None)
         for index in range(option.replicas):
