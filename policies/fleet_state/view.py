@@ -174,7 +174,7 @@ class FleetView:
         Args:
             option: its target.
             device_s: device time before a later request can start, in seconds.
-            count: number of requests.
+            count: number of answers.
             tokens: tokens of KV memory that they need together, prompts and replies.
             now: epoch seconds; None: no time has passed.
         """

@@ -55,7 +55,8 @@ class Experience:
         """Count an answer of a variant."""
         self._failure_rate -= self._failure_rate / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
-        self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
+        each_tokens = -(-usage.output_tokens // profile.answers)
+        self.lengths.learn(profile.task, profile.model, profile.tenant, each_tokens)
         if profile.session is not None:
             key = (profile.tenant, variant, profile.session)
             before = min(self._session_tokens.get(key, 0), usage.input_tokens)

@@ -120,6 +120,9 @@ class RouteEffects:
 
     def _carried(self, case: RoutedCase) -> dict[str, bytes]:
         """Return what goes with it everywhere; a client's own headers of these names do not."""
+        limits = case.profile.max_cost_usd, case.profile.max_gco2
+        if case.profile.answers > 1 and limits != (None, None):
+            return {h.CRITICAL: h.ANSWERS_FIELD}
         if case.profile.counts_energy:
             return {h.CRITICAL: h.ENERGY_FIELD}
         if case.profile.max_gco2 is not None:

@@ -1,0 +1,57 @@
+"""Answers of one request: several replies to a prompt, or a reply to each of several prompts."""
+
+from policies.config.options import Option
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
+from policies.hardware.roofline import Roofline
+from topics import Profile
+from topics.records.frozen import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What an estimate needs of the answers of a request, which one replica gets all at once.
+
+    Attributes:
+        count: replies of all prompts.
+        prompts: each of which is computed once, whatever replies it has.
+        prompt_tokens: of each, their mean.
+        tokens: of all prompts and replies. Replies to one prompt share its keys and values.
+        reply_tokens: of one reply; of none, one.
+    """
+
+    count: int
+    prompts: int
+    prompt_tokens: int
+    tokens: int
+    reply_tokens: int
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Answers":
+        """Return those of a request."""
+        each, reply = profile.prompt_tokens or 1, profile.output_tokens or 1
+        return cls(profile.answers, profile.prompts, each, profile.tokens, reply)
+
+    @property
+    def tokens_each(self) -> float:
+        """Tokens of KV memory for each reply."""
+        return self.tokens / self.count
+
+    def prefill_s(self, roofline: Roofline) -> float:
+        """Return the seconds of the prompts: short ones share passes, as in the accelerator."""
+        if self.prompts == 1:
+            return roofline.prefill_s(self.prompt_tokens)
+        in_one = max(1, PREFILL_CHUNK_TOKENS // self.prompt_tokens)
+        full, rest = divmod(self.prompts, in_one)
+        return full * self._pass_s(in_one, roofline) + (
+            self._pass_s(rest, roofline) if rest else 0.0
+        )
+
+    def _pass_s(self, prompts: int, roofline: Roofline) -> float:
+        tokens = prompts * self.prompt_tokens
+        return roofline.iteration_s(tokens, 0, tokens * (0.5 * self.prompt_tokens), 0, prompts)
+
+    def room_wait_s(self, option: Option, tpot_s: float) -> float:
+        """Return the seconds for which the last of them wait for places or memory of the others."""
+        of_places = (self.count - option.max_batch) / option.max_batch
+        of_memory = self.tokens / max(1, option.kv_capacity_tokens) - 1.0
+        return max(0.0, of_places, of_memory) * self.reply_tokens * tpot_s
