@@ -126,7 +126,8 @@ def tag(
         regions=regions_tag.value,
         precisions=precisions_tag.value,
         **_limits(request.constraints, allowed, rules, workload, tier.price_factor),
-        session=request.conversation,
+        # A list of prompts is no turn of a conversation.
+        session=None if request.prompts else request.conversation,
         output_tokens_high=high,
         certain_tokens=certain_of(request, longest, output_tag, serving),
         key=key,

@@ -27,19 +27,16 @@ class Sessions:
         self._turns: BoundedDict[tuple[str, str, str], _Turn] = BoundedDict(SESSIONS_MAX)
 
     def remember(self, profile: Profile, option: Option, now: float) -> None:
-        """Record that a request went to an option; ignored without a session, or of a list."""
-        if profile.session is None or profile.prompts > 1:
+        """Record that a request went to an option; ignored without a session."""
+        if profile.session is None:
             return
         key = _key(profile, profile.session)
         tokens = profile.input_tokens + profile.output_tokens
         self._turns.put(key, _Turn(option.pool, option.variant, tokens, now))
 
     def credit(self, profile: Profile, now: float) -> "Credit | None":
-        """Return the prompt tokens that may be cached, and where; None if there are none.
-
-        A list of prompts is no turn of a conversation.
-        """
-        if profile.session is None or profile.prompts > 1:
+        """Return the prompt tokens that may be cached, and where; None if there are none."""
+        if profile.session is None:
             return None
         turn = self._turns.get(_key(profile, profile.session))
         if turn is None:

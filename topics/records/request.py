@@ -183,11 +183,16 @@ class InferenceRequest(Strict):
         return found if any(isinstance(part, str | list) for part in found) else ()
 
     @property
+    def choices(self) -> int:
+        """Return how many replies to each prompt the client gets."""
+        return _count(self.body.get("n")) if self.url in _REPLIED else 1
+
+    @property
     def replies(self) -> int:
-        """Return how many replies a server writes to each prompt: ``n``, or ``best_of`` if more."""
+        """Return how many replies a server writes to each prompt: ``best_of`` may be more."""
         if self.url not in _REPLIED:
             return 1
-        wanted = max(_count(self.body.get(name)) for name in ("n", "best_of"))
+        wanted = max(self.choices, _count(self.body.get("best_of")))
         return min(wanted, max(1, ANSWERS_MAX // max(1, len(self.prompts))))
 
 
