@@ -280,7 +280,7 @@ class ModelPool:
         outcome, profile = attempt.outcome, attempt.outcome.profile
         usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
         self._experience.completed(profile, attempt.option.variant, usage)
-        if profile.is_urgent:
+        if profile.is_urgent and profile.answers == 1:
             self._fill.ended(is_kept=not (outcome.missed_ttft or outcome.missed_tpot))
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:

@@ -51,7 +51,10 @@ class Answers:
         return roofline.iteration_s(tokens, 0, tokens * (0.5 * self.prompt_tokens), 0, prompts)
 
     def room_wait_s(self, option: Option, tpot_s: float) -> float:
-        """Return the seconds for which the last of them wait for places or memory of the others."""
-        of_places = (self.count - option.max_batch) / option.max_batch
-        of_memory = self.tokens / max(1, option.kv_capacity_tokens) - 1.0
-        return max(0.0, of_places, of_memory) * self.reply_tokens * tpot_s
+        """Return the seconds for which the last of them wait for places or memory of the others.
+
+        They begin together, and so they end: in as many rounds as they need.
+        """
+        of_places = -(-self.count // option.max_batch)
+        of_memory = -(-self.tokens // max(1, option.kv_capacity_tokens))
+        return (max(of_places, of_memory, 1) - 1) * self.reply_tokens * tpot_s

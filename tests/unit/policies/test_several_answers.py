@@ -45,7 +45,7 @@ from policies.placement.inputs import ReleaseInputs, inputs_of
 from policies.placement.quoting import menu, price_nano
 from policies.placement.reservation import amounts_of
 from policies.scoring.estimate import Estimate, batch_limit, estimate, room
-from topics import Evidence, Profile, Source, Usage, decode
+from topics import Envelope, Evidence, Profile, Source, Usage, decode
 from topics.records import headers as h
 from topics.records.evidence_bytes import evidence_bytes
 from topics.records.money import Amounts
@@ -350,6 +350,12 @@ def test_the_usual_length_of_a_reply_is_that_of_one() -> None:
         experience.completed(profile(replies=4, prompts=2), "llama-fp8", Usage(800, 8 * 50, 0))
     (told,) = experience.lengths.told()
     assert told.mean_tokens == 50
+    # What they promise is for the last of several, and tells nothing of the errors of others.
+    promised, got = Envelope(0.1, 0.9, 9.0, 0.09), Envelope(0.1, 0.3, 9.0, 0.3)
+    for replies, known in ((4, False), (1, True)):
+        for _ in range(100):
+            experience.kept(profile(replies=replies), "llama-fp8", promised, got, 0.0)
+        assert (experience.tpot_error("llama-fp8") is not None) is known
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ class SimulatedBackend:
 
     def _count_kept(self, profile: Profile, outcome: Outcome, tokens: int) -> None:
         """Tell the pool's fill whether a request with a latency SLO kept it."""
-        if not profile.is_urgent:
+        if not profile.is_urgent or profile.answers > 1:
             return
         first_at, tpot_s = outcome.first_token_at, None
         if first_at is not None and tokens > 1:
