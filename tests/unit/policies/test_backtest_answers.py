@@ -10,7 +10,7 @@ from policies import compile_options
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import profiles_of
-from shunter.backtest.bound import lower_bound
+from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand
 from shunter.backtest.suite import Setting, run_one, shunter
 
@@ -53,8 +53,9 @@ def test_replies_are_written_together_and_charged_each() -> None:
     assert many.promised.cost_usd == pytest.approx(many.cost_usd * 2.5 / 3, rel=0.05)
     assert many.promised.finish_s == pytest.approx(many.finished_s, rel=0.1)
     (profile,) = profiles_of(setting.arrivals, setting.fleet, setting.policy)
-    assert Demand.of(profile, 1000, 0.0).output_tokens == 100
-    assert lower_bound(setting) <= many.cost_usd
+    demand = Demand.of(profile, 1000, 0.0)
+    assert (demand.input_tokens, demand.output_tokens) == (300, 100)
+    assert 0 < volume_bound([demand], compile_options(setting.fleet)) <= many.cost_usd
 
 
 def test_a_limit_of_cost_is_held_against_all_answers() -> None:
