@@ -83,7 +83,6 @@ def reply_tag(
     workload: WorkloadClass,
     operation: str,
     lengths: Lengths | None,
-    *,
     is_limited: bool,
 ) -> tuple[Tag, int | None]:
     """Return the expected length of one reply, and the high one if similar replies were seen.

@@ -95,14 +95,12 @@ def tag(
     input_tag, longest = prompt_tags(request, count, is_limited=is_limited)
     task_tag, workload, is_kept = _task(request, policy, operation, longest.value)
     task, tier = task_tag.value, policy.tiers.get(request.service_tier, _ANY_TIER)
-    terms = (task, workload, operation, lengths)
-    output_tag, high = reply_tag(request, *terms, is_limited=is_limited)
+    output_tag, high = reply_tag(request, task, workload, operation, lengths, is_limited)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
     rules = _rules(request.tenant, key, task, policy, is_kept=is_kept)
     regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
-    slo_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
@@ -114,8 +112,7 @@ def tag(
         deadline=_deadline(request, workload, tier, created_at),
         input_tokens=input_tag.value,
         output_tokens=output_tag.value,
-        ttft_s=slo_s[0],
-        tpot_s=slo_s[1],
+        **_slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value),
         latency_sensitive=sensitive_tag.value,
         batchable=batchable_tag.value,
         target_chance=workload.target_chance,
@@ -123,17 +120,12 @@ def tag(
         window_s=_either(tier.window_s, workload.window_s),
         ingest_partition=ingest_partition,
         routed_at=now,
-        regions=regions_tag.value,
-        precisions=precisions_tag.value,
         **_limits(request.constraints, allowed, rules, workload, tier.price_factor),
-        # A list of prompts is no turn of a conversation.
-        session=None if request.prompts else request.conversation,
         output_tokens_high=high,
         certain_tokens=certain_of(request, longest, output_tag, serving),
+        **_answers(request),
         key=key,
         counts_energy=policy.counts_energy(request.tenant, key, task, is_kept=is_kept),
-        prompts=len(request.prompts) or 1,
-        replies=request.replies,
     )
     wishes = (batchable_tag, _latency(profile, sensitive_tag))
     found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)
@@ -155,13 +147,23 @@ def _is_limited(request: InferenceRequest, policy: Policy, key: str | None) -> b
     return any(each.max_gco2 is not None for each in policy.classes.values())
 
 
+def _answers(request: InferenceRequest) -> dict[str, Any]:
+    """Return members of a profile that say what for; a list of prompts is no turn of a session."""
+    prompts = request.prompts
+    if not prompts:
+        return {"session": request.conversation, "replies": request.replies}
+    return {"prompts": len(prompts), "replies": request.replies}
+
+
 def _limits(
     constraints: Constraints, allowed: Allowed, rules: Sequence[Rule], workload: WorkloadClass,
     price_factor: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return members of a profile that limit where it may go, besides regions and precisions."""
+    """Return members of a profile that limit where it may go."""
     limits_g = [g for g in (constraints.max_gco2, workload.max_gco2) if g is not None]
     return {
+        "regions": allowed.regions,
+        "precisions": allowed.precisions,
         "pools": allowed.pools,
         "exclude_pools": tuple(constraints.exclude_pools),
         "data_class": allowed.data_class,
@@ -220,17 +222,17 @@ def _either(of_tier: float | None, of_class: float) -> float:
 
 def _slo_s(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
-) -> tuple[float | None, float | None]:
+) -> dict[str, Any]:
     """Return the wanted TTFT and TPOT in seconds."""
     of_class = (workload.ttft_ms, workload.tpot_ms)
     if not (tier.slo and latency_sensitive):
         of_class = (None, None)
     ttft_ms = request.slo.ttft_ms or of_class[0]
     tpot_ms = request.slo.tpot_ms or of_class[1]
-    return (
-        None if ttft_ms is None else ttft_ms / 1000,
-        None if tpot_ms is None else tpot_ms / 1000,
-    )
+    return {
+        "ttft_s": None if ttft_ms is None else ttft_ms / 1000,
+        "tpot_s": None if tpot_ms is None else tpot_ms / 1000,
+    }
 
 
 def _latency(profile: Profile, sensitive: Tag) -> Tag:

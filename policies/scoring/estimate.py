@@ -99,8 +99,8 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         if untouched_share:
             memory_s *= 1.0 - untouched_share**prompt
         busy_s = compute_s if compute_s > memory_s else memory_s
-        prefill_s = prompt * traffic_s + begin_s + busy_s
-        prefill_s = prefill_s if own is None else own.prefill_s(standing.roofline)
+        alone_s = prompt * traffic_s + begin_s + busy_s
+        prefill_s = alone_s if own is None else own.prefill_s(standing.roofline)
         device_s = prefill_s / speed
         if cached_tokens:
             device_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens) / speed
@@ -129,14 +129,24 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
             room_wait_s = max(room_wait_s, of_places_s, missing * reply_tokens * tpot_s)
         comes_s = wait_s + transport_s + usual_known * (usual_s - transport_s)
         ttft_s = comes_s + backlog_s + room_wait_s + others_s + members * prefill_s / pace
-        finish_s, own_s = ttft_s + decode_steps * tpot_s, prefill_s / pace
+        finish_s, cost_usd = ttft_s + decode_steps * tpot_s, device_s * usd_per_s
         latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
-        cost_usd = device_s * usd_per_s
         if not usd_per_s and (rates := standing.option.rates) is not None:
             cost_usd = _usd_of_tokens(profile, rates, cached_tokens)
-        found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s))
-    factor = profile.price_factor
+        found.append((cost_usd, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s, least_tpot_s))
+    found, factor = found if own is None else _begun(own, visits, found), profile.price_factor
     return found if factor == 1.0 else [(each[0] * factor, *each[1:]) for each in found]
+
+
+def _begun(own: Answers, visits: list[Visit], found: list[Figures]) -> list[Figures]:
+    """Return estimates with the TTFT of the first of several answers, not of their last."""
+    begun: list[Figures] = []
+    for (standing, _, members, wait_s, _), figures in zip(visits, found, strict=True):
+        ahead = standing.terms(members * own.count, wait_s > 0).ahead
+        cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s = figures
+        ttft_s -= own.late_s(standing, members, ahead, tpot_s)
+        begun.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s))
+    return begun
 
 
 def _usd_of_tokens(profile: Profile, rates: TokenRates, cached_tokens: int) -> float:

@@ -200,7 +200,7 @@ def _count(value: object) -> int:
     """Return a whole number as servers take one, which may be a text or have a point; else 1."""
     if isinstance(value, str):
         value = int(value) if re.fullmatch(r"\+?[0-9]{1,9}", value.strip()) else 1
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
         return 1
     return max(1, int(min(value, ANSWERS_MAX)))
 

@@ -26,7 +26,7 @@ from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.scoring.slo import kept
 from streams.engine.clock import Clock
-from topics import Profile, Response, ServerLoad, Usage, VariantStatus
+from topics import Profile, Response, ServerLoad, VariantStatus
 from topics.bounded_dict import BoundedDict
 from workers.backends.base import INPUTS_MAX, Call, CallError, Load, Outcome
 from workers.backends.simulated.responses import (
@@ -37,6 +37,7 @@ from workers.backends.simulated.responses import (
     output_tokens,
     piece,
     prefix_tokens,
+    usage_of,
 )
 from workers.backends.simulated.run import SimulatedRun, session_of
 
@@ -117,14 +118,11 @@ class SimulatedBackend:
         """
         if self._is_still:
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
-        if count_inputs(call.request) > INPUTS_MAX:
+        if max(call.profile.answers, count_inputs(call.request)) > INPUTS_MAX:
             # Texts may be empty, and then no context limits them.
-            message = f"body.input is a text, or a list of {INPUTS_MAX} texts at most"
+            message = f"a request has {INPUTS_MAX} texts at most, and as many answers"
             raise CallError("request_refused", message, retry="never")
         profile, variant = call.profile, call.placement.model_variant
-        if profile.answers > INPUTS_MAX:
-            message = f"it asks for {profile.answers:,} answers; here are {INPUTS_MAX:,} at most"
-            raise CallError("request_refused", message, retry="never")
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
         sent_at = self._model_now()
@@ -172,11 +170,7 @@ class SimulatedBackend:
         answer = body(call.request, profile, variant, (tokens, cached), self._clock.now(), ended)
         outcome = Outcome(
             Response(200, answer),
-            Usage(
-                profile.input_tokens,
-                profile.answers * tokens,
-                min(cached, profile.input_tokens),
-            ),
+            usage_of(profile, tokens, cached),
             started_at=origin_s + done.started_at / self._time_scale,
             first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
             finished_at=origin_s + done.finished_at / self._time_scale,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from topics import InferenceRequest, Profile
+from topics import InferenceRequest, Profile, Usage
 
 EMBEDDING_DIMENSIONS = 384
 _WORDS = ("the", "yard", "sorts", "each", "wagon", "to", "its", "own", "track", "and")
@@ -65,6 +65,11 @@ def _drawn(request_id: str, expected: int) -> int:
     digest = hashlib.sha256(request_id.encode()).digest()
     share = (int.from_bytes(digest[:8], "big") + 1) / 2**64
     return max(1, round(-math.log(share) * expected))
+
+
+def usage_of(profile: Profile, tokens: int, cached: int) -> Usage:
+    """Return the usage of replies of so many tokens each."""
+    return Usage(profile.input_tokens, profile.answers * tokens, min(cached, profile.input_tokens))
 
 
 def body(
