@@ -140,7 +140,10 @@ def _operation(request: InferenceRequest) -> str:
 
 
 def _is_limited(request: InferenceRequest, policy: Policy, key: str | None) -> bool:
-    """Return whether a limit of cost, emissions or a budget may be held against its lengths."""
+    """Return whether a limit of cost, emissions or a budget may be held against its hints."""
+    hints = request.hints
+    if hints.input_tokens is hints.output_tokens is None:
+        return False
     limits = request.constraints.max_cost_usd, request.constraints.max_gco2
     if limits != (None, None) or policy.is_counted(request.tenant, key):
         return True

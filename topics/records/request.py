@@ -193,11 +193,15 @@ class InferenceRequest(Strict):
         if self.url not in _REPLIED:
             return 1
         wanted = max(self.choices, _count(self.body.get("best_of")))
+        if wanted == 1:
+            return 1
         return min(wanted, max(1, ANSWERS_MAX // max(1, len(self.prompts))))
 
 
 def _count(value: object) -> int:
     """Return a whole number as servers take one, which may be a text or have a point; else 1."""
+    if value is None:
+        return 1
     if isinstance(value, str):
         value = int(value) if re.fullmatch(r"\+?[0-9]{1,9}", value.strip()) else 1
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
