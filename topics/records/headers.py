@@ -145,11 +145,11 @@ def check_critical(headers: Headers) -> None:
 
 def carried(headers: Headers) -> dict[str, bytes]:
     """Return the headers that go with a request wherever it goes, once they are ours."""
-    answer = find(headers, ANSWER)
-    if answer is not None:
-        return {ANSWER: answer, CRITICAL: QUALITY_FIELD}
-    named = find(headers, CRITICAL)
-    return {CRITICAL: named} if named in _ALONE else {}
+    answer, named = find(headers, ANSWER), find(headers, CRITICAL)
+    known = {CRITICAL: named} if named is not None and named in _ALONE else {}
+    if answer is None:
+        return known
+    return {ANSWER: answer, CRITICAL: QUALITY_FIELD} | known
 
 
 def held_promise(headers: Headers) -> dict[str, bytes]:
