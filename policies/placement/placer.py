@@ -81,9 +81,10 @@ class Placer:
     def refusals(self, profile: Profile, now: float) -> dict[str, str]:
         """Return the reason code of each pool that doesn't take a request now; count nothing.
 
-        Of one whose deadline has passed, as if it had a moment left.
+        Of one whose deadline has passed, as if it had a moment left. No company is expected: it has
+        waited for that.
         """
-        here = self.situation
+        here, profile = self.situation, replace(profile, window_s=0.0)
         if now >= profile.deadline:
             profile = replace(profile, deadline=nextafter(now, inf))
         found = decide(profile, inputs_of(profile, here, now), here.options, here.policy, now)
