@@ -368,7 +368,8 @@ class Batcher:
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         status = "failed" if tried and status == "rejected" else status
         error = ResultError(found.reason, to_client, (found.why | tried) or None)
-        hold = Hold(end.member.group, found.reason, now - end.member.held_at, profile.deadline - now)
+        held_s = now - end.member.held_at
+        hold = Hold(end.member.group, found.reason, held_s, profile.deadline - now)
         evidence = self._evidence_writer.ended(
             source, profile, status, now, hold=hold, reason=found.reason, message=message
         )
