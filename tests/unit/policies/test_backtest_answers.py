@@ -1,19 +1,29 @@
 """Requests of several answers in a backtest: each is written, charged for, and held to limits."""
 
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 from backtest_cases import asked
-from stream_cases import make_fleet, make_options, make_policy
+from policy_cases import FLEET, a_policy
+from stream_cases import MODEL, START, make_fleet, make_options, make_policy, make_profile
 
 from policies import compile_options
+from policies import parse_fleet as a_fleet
+from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
-from policies.backtest.workload import profiles_of
+from policies.backtest.replay import Replay
+from policies.backtest.route import Send
+from policies.backtest.workload import Arrival, profiles_of
+from policies.fleet_state.view import idle_reports
 from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand
 from shunter.backtest.suite import Setting, run_one, shunter
+from topics import InferenceRequest
 
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 ONLY = {"pools": ["premium-eu"]}
 OPTION = make_options().of("premium-eu", "yard-8b-fp8")
 
@@ -70,3 +80,61 @@ def test_a_try_of_several_answers_that_fails_is_charged_and_made_again() -> None
     again, _ = outcome(1000, {"n": 10}, Reality(failure_rate=0.7, seed=3))
     assert again.tries > 1
     assert again.cost_usd > one.cost_usd
+
+
+def test_places_of_several_answers_are_free_again_when_they_have_ended() -> None:
+    arrivals = [asked(n, 0.01 * n, output_tokens=300, body={"n": 3}) for n in range(4)]
+    setting = Setting(arrivals, make_fleet(), make_policy(), Reality())
+    options = compile_options(setting.fleet)
+    replay = Replay(shunter(setting, options), options, setting.policy, Reality(), Random(1).random)
+    profiles = profiles_of(arrivals, setting.fleet, setting.policy)
+    found = replay.run(profiles, [each.output_tokens for each in arrivals])
+    assert {outcome.status for outcome in found.outcomes} == {"completed"}
+    pools = replay._pools.values()
+    shares = [share for pool in pools for of_one in pool._shares for share in of_one.values()]
+    assert {share.running for share in shares} == {0}
+    assert all(pool.is_idle for pool in pools)
+
+
+def test_lengths_of_a_trace_are_what_they_are_whatever_its_texts_look_like() -> None:
+    text = {"messages": [{"role": "user", "content": "word " * 5000}]}
+    arrivals = [asked(0, 0.0, body=text, constraints={"max_cost_usd": 1.0})]
+    (profile,) = profiles_of(arrivals, make_fleet(), make_policy())
+    assert profile.input_tokens == arrivals[0].input_tokens == 300
+
+
+def test_each_text_of_a_list_is_cut_to_the_context() -> None:
+    fleet = a_fleet(FLEET, "fleet.yaml")
+    body = {"model": "vector", "input": ["w" * 4000] * 3}
+    request = InferenceRequest.model_validate(
+        {"id": "any", "model": "vector", "url": "/v1/embeddings", "body": body}
+    )
+    for tokens, left in ((3000, 3 * 512), (700, 700)):
+        arrival = Arrival(0, 0.0, "embedding", "vector", tokens, 0, None, request=request)
+        (profile,) = profiles_of([arrival], fleet, a_policy())
+        assert (profile.prompts, profile.input_tokens) == (3, left)
+
+
+def test_a_list_longer_than_the_context_breaks_no_constraint() -> None:
+    body = {"prompt": ["a", "b", "c"]}
+    made = asked(0, 0.0, output_tokens=30, body=body, url="/v1/completions", constraints=ONLY)
+    tokens = 3 * OPTION.context_tokens - 300
+    setting = Setting([replace(made, input_tokens=tokens)], make_fleet(), make_policy(), Reality())
+    options = compile_options(setting.fleet)
+    for name in ("shunter", "least_loaded"):
+        own, rule = shunter(setting, options), BASELINES["least_loaded"](options, setting.policy)
+        found = run_one(name, setting, options, own if name == "shunter" else rule)
+        assert [each.status for each in found.run.outcomes] == ["completed"]
+        assert found.scores["constraint_violations"] == 0
+
+
+def test_rules_count_each_answer_as_one_that_runs() -> None:
+    options, policy = compile_options(make_fleet()), make_policy()
+    route = BASELINES["least_loaded"](options, policy)
+    for status in idle_reports(options, START):
+        route.hear(status, START)
+    many, one, other = (make_profile(policy, id=f"r{n}", body=CHAT | {"n": n}) for n in (9, 1, 2))
+    sends = [route.arrive(each, START) for each in (many, one, other)]
+    first, *later = (each.option.pool for each in sends if isinstance(each, Send))
+    assert len(later) == 2
+    assert first not in later
