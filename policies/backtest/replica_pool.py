@@ -10,13 +10,14 @@ from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
+from policies.hardware.answering import AnsweringReplica
 from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.hardware.replica import Ask, choose_replica
 from policies.hardware.roofline import Roofline
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
@@ -103,7 +104,8 @@ class ModelPool:
                 for o in options
             }
             prefixes = PrefixCache() if reality.prefix_cache else None
-            self.replicas.append(Replica(limits, prefixes, keeps_tpot=options[0].keeps_tpot))
+            keeps_tpot = options[0].keeps_tpot
+            self.replicas.append(AnsweringReplica(limits, prefixes, keeps_tpot=keeps_tpot))
         self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
 
     @property
@@ -130,7 +132,7 @@ class ModelPool:
         ask = Ask.of(
             profile,
             attempt.option.variant,
-            outcome.input_tokens,
+            max(1, outcome.input_tokens // profile.prompts),
             profile.session,
             now,
             self._time_scale,
@@ -166,12 +168,12 @@ class ModelPool:
         replica = self.replicas[index]
         attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
         attempt.began_at = now
-        attempt.mark = self._shares[index][option.variant].begin(model_now)
-        output_tokens = outcome.output_tokens
+        attempt.mark = self._shares[index][option.variant].begin(model_now, profile.answers)
+        output_tokens = outcome.reply_tokens
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
             output_tokens = round(output_tokens * self._draw())
-        attempt.output_tokens = output_tokens
+        attempt.output_tokens = min(outcome.output_tokens, profile.answers * output_tokens)
         name = str(self._count)
         self._count += 1
         self._tries[name] = attempt
@@ -186,7 +188,8 @@ class ModelPool:
             priority=0 if attempt.path == "direct" else 1,
             tpot_s=None if profile.tpot_s is None else profile.tpot_s * self._time_scale,
         )
-        replica.submit(job, model_now, profile.session)
+        counts = profile.prompts, profile.replies
+        replica.submit_answers(job, *counts, model_now, profile.session)
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""
@@ -197,8 +200,9 @@ class ModelPool:
             if isinstance(event, FirstToken):
                 continue
             del self._tries[event.id]
-            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, model_now)
-            outcome = attempt.outcome
+            outcome, answers = attempt.outcome, attempt.outcome.profile.answers
+            shares = self._shares[index][attempt.option.variant]
+            share_s = shares.end(attempt.mark, model_now, answers)
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
                 cost_usd = attempt.option.cut_cost_usd(*cut)
@@ -227,7 +231,7 @@ class ModelPool:
                     outcome.output_tokens,
                     outcome.cached_tokens,
                 )
-                tokens = outcome.input_tokens + outcome.output_tokens
+                tokens = outcome.input_tokens + outcome.reply_tokens
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 # What it takes beside the device was before it came here.
                 began_at = attempt.began_at * scale
@@ -239,7 +243,8 @@ class ModelPool:
                     attempt.ahead_s,
                     attempt.others_s,
                 )
-                self._pace.learn(attempt.option, job, took, event.device_s)
+                if answers == 1:
+                    self._pace.learn(attempt.option, job, took, event.device_s)
                 self._learn(attempt, cost_usd)
                 yield TryEnded(attempt, span[1])
             else:
@@ -275,7 +280,7 @@ class ModelPool:
         outcome, profile = attempt.outcome, attempt.outcome.profile
         usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
         self._experience.completed(profile, attempt.option.variant, usage)
-        if profile.is_urgent:
+        if profile.is_urgent and profile.answers == 1:
             self._fill.ended(is_kept=not (outcome.missed_ttft or outcome.missed_tpot))
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
@@ -298,7 +303,7 @@ class ModelPool:
     def lose(self, index: int, now: float) -> None:
         """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
-            self.replicas[index].accelerator.cancel(name, now * self._time_scale)
+            self.replicas[index].cancel(name, now * self._time_scale)
         self.replicas[index].forget()
 
     def status(self, now: float) -> PoolStatus:
