@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from policies.config.options import Option
+from policies.scoring.answers import Answers
 from topics import Profile
 from topics.records.heartbeat import DUE_S
 
@@ -24,15 +25,24 @@ Demand = tuple[float, ...]
 
 def device_s(profile: Profile, option: Option, speed: float = 1.0) -> float:
     """Return the device time of a request in a full batch, in seconds of one replica."""
+    if profile.answers > 1:
+        found = Answers.of(profile)
+        prefill_s = found.prefill_s(option.roofline)
+        decode_s = _decode_s(profile.prompt_tokens, profile.output_tokens, option)
+        return (prefill_s + found.count * decode_s) / (speed * option.time_scale)
     return device_s_of(profile.input_tokens, profile.output_tokens, option, speed)
 
 
 def device_s_of(input_tokens: int, output_tokens: int, option: Option, speed: float = 1.0) -> float:
-    """Return the device time for this many tokens."""
-    roofline, limit = option.roofline, option.max_batch
-    prefill_s = roofline.prefill_s(input_tokens)
-    decode_s = roofline.decode_s(output_tokens, limit, input_tokens) / limit
+    """Return the device time for this many tokens, of one prompt and one reply."""
+    prefill_s = option.roofline.prefill_s(input_tokens)
+    decode_s = _decode_s(input_tokens, output_tokens, option)
     return (prefill_s + decode_s) / (speed * option.time_scale)
+
+
+def _decode_s(input_tokens: int, output_tokens: int, option: Option) -> float:
+    limit = option.max_batch
+    return option.roofline.decode_s(output_tokens, limit, input_tokens) / limit
 
 
 def alike(seen: Iterable[Work], each: float, since: float, now: float) -> Iterator[Work]:

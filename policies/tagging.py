@@ -1,6 +1,6 @@
 """Tags: properties of a request known before placement, with their sources."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from policies.config.bounds import Rule
@@ -9,8 +9,8 @@ from policies.config.options import ModelOptions
 from policies.config.policy import DEFAULT_CLASS, Policy
 from policies.learning.output_lengths import Lengths
 from policies.recognition import recognize
+from policies.request_tokens import CountTokens, certain_of, prompt_tags, reply_tag
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
-from policies.scoring.constraints import told_tokens
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.openai_api.operations import unserved
 from topics.records.decision_rows import TAGS
@@ -18,20 +18,12 @@ from topics.records.frozen import dataclass
 from topics.records.profile import TagSource
 from topics.records.request import Constraints
 
-# A token of English text is about four characters in the vocabularies of current models.
-CHARACTERS_PER_TOKEN = 4
-# What a chat template adds to each message.
-TOKENS_PER_MESSAGE = 4
-# Tokens of one image or audio part, of which the router does not look inside.
-TOKENS_PER_MEDIA_PART = 512
-
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
     "/v1/moderations": "moderations",
 }
-_NO_OUTPUT = frozenset({"embeddings"})
 _ANY_TIER = Tier()
 # Most requests have these tags, so that each is made once.
 _BY_CLIENT = {value: Tag(value, "client", 1.0) for value in (False, True)}
@@ -41,9 +33,6 @@ _ANYTHING = Tag(None, "policy", 1.0)
 _ANYWHERE = Allowed()
 # In `constraints.precisions`: any precision, whatever the class tolerates.
 ANY = "any"
-
-
-CountTokens = Callable[[str], int]
 
 
 class UnservableError(ValueError):
@@ -83,6 +72,7 @@ def tag(
     lengths: Lengths | None = None,
     serving: ModelOptions | None = None,
     key: str | None = None,
+    is_quoted: bool = False,
 ) -> Tagged:
     """Return the router's knowledge of a request.
 
@@ -96,20 +86,21 @@ def tag(
         lengths: reply lengths seen; None: the policy's expectation.
         serving: the options that serve the model, to tell whether the reply's estimate matters.
         key: id of the API key that it came with, as a gateway proved it.
+        is_quoted: whether its lengths make a price, which no hint lowers.
 
     Raises:
         UnservableError: an unknown operation, class or data class, or nothing within its bounds.
     """
-    operation, input_tag = _operation(request), _input_tokens(request, count)
-    task_tag, workload, is_kept = _task(request, policy, operation, input_tag.value)
+    operation, is_limited = _operation(request), is_quoted or _is_limited(request, policy, key)
+    input_tag, longest = prompt_tags(request, count, is_limited=is_limited)
+    task_tag, workload, is_kept = _task(request, policy, operation, longest.value)
     task, tier = task_tag.value, policy.tiers.get(request.service_tier, _ANY_TIER)
-    output_tag, high = _output_tokens(request, task, workload, operation, lengths)
+    output_tag, high = reply_tag(request, task, workload, operation, lengths, is_limited)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
     rules = _rules(request.tenant, key, task, policy, is_kept=is_kept)
     regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
-    slo_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
@@ -121,8 +112,7 @@ def tag(
         deadline=_deadline(request, workload, tier, created_at),
         input_tokens=input_tag.value,
         output_tokens=output_tag.value,
-        ttft_s=slo_s[0],
-        tpot_s=slo_s[1],
+        **_slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value),
         latency_sensitive=sensitive_tag.value,
         batchable=batchable_tag.value,
         target_chance=workload.target_chance,
@@ -130,12 +120,10 @@ def tag(
         window_s=_either(tier.window_s, workload.window_s),
         ingest_partition=ingest_partition,
         routed_at=now,
-        regions=regions_tag.value,
-        precisions=precisions_tag.value,
         **_limits(request.constraints, allowed, rules, workload, tier.price_factor),
-        session=request.conversation,
         output_tokens_high=high,
-        certain_tokens=_certain_tokens(request.output_tokens_max, input_tag, output_tag, serving),
+        certain_tokens=certain_of(request, longest, output_tag, serving),
+        **_answers(request),
         key=key,
         counts_energy=policy.counts_energy(request.tenant, key, task, is_kept=is_kept),
     )
@@ -151,13 +139,34 @@ def _operation(request: InferenceRequest) -> str:
     return _OPERATIONS[request.url]
 
 
+def _is_limited(request: InferenceRequest, policy: Policy, key: str | None) -> bool:
+    """Return whether a limit of cost, emissions or a budget may be held against its hints."""
+    hints = request.hints
+    if hints.input_tokens is hints.output_tokens is None:
+        return False
+    limits = request.constraints.max_cost_usd, request.constraints.max_gco2
+    if limits != (None, None) or policy.is_counted(request.tenant, key):
+        return True
+    return any(each.max_gco2 is not None for each in policy.classes.values())
+
+
+def _answers(request: InferenceRequest) -> dict[str, Any]:
+    """Return members of a profile that say what for; a list of prompts is no turn of a session."""
+    prompts = request.prompts
+    if not prompts:
+        return {"session": request.conversation, "replies": request.replies}
+    return {"prompts": len(prompts), "replies": request.replies}
+
+
 def _limits(
     constraints: Constraints, allowed: Allowed, rules: Sequence[Rule], workload: WorkloadClass,
     price_factor: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return members of a profile that limit where it may go, besides regions and precisions."""
+    """Return members of a profile that limit where it may go."""
     limits_g = [g for g in (constraints.max_gco2, workload.max_gco2) if g is not None]
     return {
+        "regions": allowed.regions,
+        "precisions": allowed.precisions,
         "pools": allowed.pools,
         "exclude_pools": tuple(constraints.exclude_pools),
         "data_class": allowed.data_class,
@@ -200,75 +209,6 @@ def _rules(
     return rules
 
 
-def _input_tokens(request: InferenceRequest, count: CountTokens | None) -> Tag:
-    if request.hints.input_tokens is not None:
-        return Tag(request.hints.input_tokens, "client", 1.0)
-    body = request.body
-    messages = body.get("messages")
-    of_text = count or _tokens_by_length
-    if isinstance(messages, list):
-        contents = [message.get("content") for message in messages if isinstance(message, dict)]
-        tokens = TOKENS_PER_MESSAGE * len(messages)
-        tokens += sum(_text_tokens(content, of_text) for content in contents)
-        # What a chat template adds is known roughly, in proportion to little.
-        counted = 0.95
-    else:
-        tokens, counted = _text_tokens(body.get("prompt", body.get("input")), of_text), 1.0
-    return Tag(max(1, tokens), "estimate", 0.6 if count is None else counted)
-
-
-def _tokens_by_length(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
-def _text_tokens(content: object, of_text: CountTokens) -> int:
-    """Return the tokens of a text, a list of texts or parts, or a list of token ids."""
-    if isinstance(content, str):
-        return of_text(content)
-    if isinstance(content, dict):
-        text = content.get("text")
-        return _text_tokens(text, of_text) if isinstance(text, str) else TOKENS_PER_MEDIA_PART
-    if isinstance(content, Sequence):
-        return sum(1 if isinstance(part, int) else _text_tokens(part, of_text) for part in content)
-    return 0
-
-
-def _output_tokens(
-    request: InferenceRequest,
-    task: str,
-    workload: WorkloadClass,
-    operation: str,
-    lengths: Lengths | None,
-) -> tuple[Tag, int | None]:
-    """Return the expected length, and the high one if similar replies were seen."""
-    if request.hints.output_tokens is not None:
-        return Tag(request.hints.output_tokens, "client", 1.0), None
-    if operation in _NO_OUTPUT:
-        return Tag(0, "estimate", 1.0), None
-    seen = None if lengths is None else lengths.find(task, request.model, request.tenant)
-    limit = request.output_tokens_max
-    expected = workload.output_tokens if seen is None else seen.expected
-    high = None if seen is None else seen.high
-    if limit is not None and high is not None:
-        high = min(limit, high)
-    if limit is not None and limit < expected:
-        return Tag(limit, "client", 0.7), high
-    if seen is None:
-        return Tag(expected, "policy", 0.4), None
-    return Tag(expected, "estimate", seen.confidence), high
-
-
-def _certain_tokens(
-    limit: int | None, prompt: Tag, output: Tag, serving: ModelOptions | None
-) -> int | None:
-    """Return what is certain; None, so that profiles stay short, where it makes no difference."""
-    expected: int = prompt.value + output.value
-    limit = limit if output.value else None
-    certain = told_tokens(prompt.value, limit, is_counted=prompt.confidence == 1.0)
-    is_short = serving is None or max(certain, expected) <= serving.tokens_max
-    return None if is_short or (limit is None and output.source == "client") else certain
-
-
 def _deadline(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, created_at: float
 ) -> float:
@@ -285,17 +225,17 @@ def _either(of_tier: float | None, of_class: float) -> float:
 
 def _slo_s(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
-) -> tuple[float | None, float | None]:
+) -> dict[str, Any]:
     """Return the wanted TTFT and TPOT in seconds."""
     of_class = (workload.ttft_ms, workload.tpot_ms)
     if not (tier.slo and latency_sensitive):
         of_class = (None, None)
     ttft_ms = request.slo.ttft_ms or of_class[0]
     tpot_ms = request.slo.tpot_ms or of_class[1]
-    return (
-        None if ttft_ms is None else ttft_ms / 1000,
-        None if tpot_ms is None else tpot_ms / 1000,
-    )
+    return {
+        "ttft_s": None if ttft_ms is None else ttft_ms / 1000,
+        "tpot_s": None if tpot_ms is None else tpot_ms / 1000,
+    }
 
 
 def _latency(profile: Profile, sensitive: Tag) -> Tag:

@@ -12,6 +12,7 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.fleet_state.view import FleetView
 from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
+from policies.scoring.answers import Answers
 from policies.scoring.constraints import has_lane, refusal
 from policies.scoring.estimate import estimate
 from topics import PoolStatus, Profile
@@ -48,7 +49,8 @@ class Baseline:
             return Unserved(profile, "no_pool")
         live = [o for o in able if self._view.load(o.pool).workers] or able
         option = self._choose(profile, live, self._view)
-        self._view.add_sent(option, option.roofline.prefill_s(profile.input_tokens))
+        prefill_s = Answers.of(profile).prefill_s(option.roofline)
+        self._view.add_sent(option, prefill_s, profile.answers)
         if self._delayed and profile.batchable and "batch" in option.lanes:
             self._delayed.add(profile, option, now)
             return None
@@ -127,13 +129,14 @@ def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Op
 
     def device_s(option: Option) -> float:
         roofline = option.roofline
-        context_tokens = profile.input_tokens + profile.output_tokens // 2
+        context_tokens = profile.prompt_tokens + profile.output_tokens // 2
         sequences = min(BLIND_SEQUENCES, option.max_batch)
         step_s = roofline.step_s(sequences, sequences * context_tokens) / sequences
-        return roofline.prefill_s(profile.input_tokens) + profile.output_tokens * step_s
+        found = Answers.of(profile)
+        return found.prefill_s(roofline) + found.count * profile.output_tokens * step_s
 
     def price(option: Option) -> tuple[float, str, str]:
-        tokens = (profile.input_tokens, profile.output_tokens)
+        tokens = (profile.input_tokens, profile.answers * profile.output_tokens)
         return (option.cost_usd(device_s(option), *tokens), option.pool, option.variant)
 
     in_time = [option for option in able if _meets_idle(profile, option)]

@@ -17,7 +17,8 @@ Status = Literal["completed", "failed", "expired", "rejected"]
 class ReplayOutcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
-    ``sends`` are its tries. ``cost_usd`` is its share of busy device time, earlier tries included.
+    Tokens are those of all its prompts and replies. ``sends`` are its tries. ``cost_usd`` is its
+    share of busy device time, earlier tries included.
     ``promised`` is the promise of its last send to a pool.
     """
 
@@ -61,6 +62,11 @@ class ReplayOutcome:
         return len(self.sends)
 
     @property
+    def reply_tokens(self) -> int:
+        """Tokens of one reply."""
+        return -(-self.output_tokens // self.profile.answers)
+
+    @property
     def ttft_s(self) -> float | None:
         """Time from arrival to the first token."""
         if self.first_token_s is None:
@@ -70,9 +76,9 @@ class ReplayOutcome:
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first."""
-        if self.finished_s is None or self.first_token_s is None or self.output_tokens < 2:
+        if self.finished_s is None or self.first_token_s is None or self.reply_tokens < 2:
             return None
-        return (self.finished_s - self.first_token_s) / (self.output_tokens - 1)
+        return (self.finished_s - self.first_token_s) / (self.reply_tokens - 1)
 
     @property
     def met_deadline(self) -> bool:

@@ -2,23 +2,23 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, nextafter
 from statistics import NormalDist
 
-from policies.backtest.fault_model import Reality
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.backtest.outcome import ReplayOutcome
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
-from policies.hardware.constants import corrected
+from policies.hardware.answering import AnsweringReplica
+from policies.hardware.constants import at_speed
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job, Moved
 from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, Replica, choose_replica
-from policies.hardware.roofline import Roofline
+from policies.hardware.replica import Ask, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
@@ -106,7 +106,8 @@ class ModelPool:
                 for o in options
             }
             prefixes = PrefixCache() if reality.prefix_cache else None
-            self.replicas.append(Replica(limits, prefixes, keeps_tpot=options[0].keeps_tpot))
+            keeps_tpot = options[0].keeps_tpot
+            self.replicas.append(AnsweringReplica(limits, prefixes, keeps_tpot=keeps_tpot))
         self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
         self._migration = Migration(self.replicas, self._fill) if options[0].migrates else None
 
@@ -134,7 +135,7 @@ class ModelPool:
         ask = Ask.of(
             profile,
             attempt.option.variant,
-            outcome.input_tokens,
+            max(1, outcome.input_tokens // profile.prompts),
             profile.session,
             now,
             self._time_scale,
@@ -154,10 +155,11 @@ class ModelPool:
             self._begin(attempt, index, now)
             yield attempt, index
 
-    def migrate(self, now: float) -> Iterator[int]:
-        """Let replies leave for other replicas; yield each replica that is left."""
-        if self._migration is not None:
-            yield from self._migration.look(now * self._time_scale)
+    def migrate(self, now: float) -> list[int]:
+        """Let replies leave for other replicas, and return the replicas that they leave."""
+        if self._migration is None:
+            return []
+        return sorted(self._migration.look(now * self._time_scale))
 
     def look_at(self, now: float) -> float | None:
         """Return when to ask `start` and `migrate` again, whatever ends; None: not until then."""
@@ -184,12 +186,12 @@ class ModelPool:
         replica = self.replicas[index]
         attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
         attempt.began_at = now
-        attempt.mark = self._shares[index][option.variant].begin(model_now)
-        output_tokens = outcome.output_tokens
+        attempt.mark = self._shares[index][option.variant].begin(model_now, profile.answers)
+        output_tokens = outcome.reply_tokens
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
             output_tokens = round(output_tokens * self._draw())
-        attempt.output_tokens = output_tokens
+        attempt.output_tokens = min(outcome.output_tokens, profile.answers * output_tokens)
         name = str(self._count)
         self._count += 1
         self._tries[name] = attempt
@@ -204,7 +206,8 @@ class ModelPool:
             priority=0 if attempt.path == "direct" else 1,
             tpot_s=None if profile.tpot_s is None else profile.tpot_s * self._time_scale,
         )
-        replica.submit(job, model_now, profile.session)
+        counts = profile.prompts, profile.replies
+        replica.submit_answers(job, *counts, model_now, profile.session)
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""
@@ -219,10 +222,9 @@ class ModelPool:
             if isinstance(event, FirstToken | Moved):
                 continue
             del self._tries[event.id]
-            share_s = attempt.share_s + self._shares[index][attempt.option.variant].end(
-                attempt.mark, model_now
-            )
-            outcome = attempt.outcome
+            outcome, answers = attempt.outcome, attempt.outcome.profile.answers
+            shares = self._shares[index][attempt.option.variant]
+            share_s = attempt.share_s + shares.end(attempt.mark, model_now, answers)
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
                 cost_usd = attempt.option.cut_cost_usd(*cut)
@@ -251,7 +253,7 @@ class ModelPool:
                     outcome.output_tokens,
                     outcome.cached_tokens,
                 )
-                tokens = outcome.input_tokens + outcome.output_tokens
+                tokens = outcome.input_tokens + outcome.reply_tokens
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 # What it takes beside the device was before it came here.
                 began_at = attempt.began_at * scale
@@ -263,7 +265,8 @@ class ModelPool:
                     attempt.ahead_s,
                     attempt.others_s,
                 )
-                self._pace.learn(attempt.option, job, took, event.device_s)
+                if answers == 1:
+                    self._pace.learn(attempt.option, job, took, event.device_s)
                 self._learn(attempt, cost_usd)
                 yield TryEnded(attempt, span[1])
             else:
@@ -272,8 +275,9 @@ class ModelPool:
     def _go_on(self, attempt: Try, source: int, target: int, model_now: float) -> None:
         """Note that a try has moved to another replica."""
         variant = attempt.option.variant
-        attempt.share_s += self._shares[source][variant].end(attempt.mark, model_now)
-        attempt.mark = self._shares[target][variant].begin(model_now)
+        answers = attempt.outcome.profile.answers
+        attempt.share_s += self._shares[source][variant].end(attempt.mark, model_now, answers)
+        attempt.mark = self._shares[target][variant].begin(model_now, answers)
         attempt.replica = target
         self._begun.append((attempt, target))
 
@@ -307,7 +311,7 @@ class ModelPool:
         outcome, profile = attempt.outcome, attempt.outcome.profile
         usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
         self._experience.completed(profile, attempt.option.variant, usage)
-        if profile.is_urgent:
+        if profile.is_urgent and profile.answers == 1:
             self._fill.ended(is_kept=not (outcome.missed_ttft or outcome.missed_tpot))
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
@@ -330,7 +334,7 @@ class ModelPool:
     def lose(self, index: int, now: float) -> None:
         """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
-            self.replicas[index].accelerator.cancel(name, now * self._time_scale)
+            self.replicas[index].cancel(name, now * self._time_scale)
         self.replicas[index].forget()
 
     def status(self, now: float) -> PoolStatus:
@@ -388,22 +392,3 @@ class ModelPool:
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen
-
-
-def true_roofline(option: Option, reality: Reality) -> Roofline:
-    """Return the roofline of an option's devices as they really are, without noise."""
-    speed = reality.speed.get(option.pool, 1.0)
-    return at_speed(corrected(option.roofline, reality.factors(option.pool)), speed)
-
-
-def at_speed(roofline: Roofline, factor: float) -> Roofline:
-    """Return the roofline of a device ``factor`` times as fast."""
-    return replace(
-        roofline,
-        flops=roofline.flops * factor,
-        bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
-        step_overhead_s=roofline.step_overhead_s / factor,
-        traffic_token_s=roofline.traffic_token_s / factor,
-        sequence_overhead_s=roofline.sequence_overhead_s / factor,
-        prompt_overhead_s=roofline.prompt_overhead_s / factor,
-    )

@@ -27,7 +27,10 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request of a trace. ``row`` counts from 0, ``arrival_s`` from the trace's start."""
+    """One request of a trace. ``row`` counts from 0, ``arrival_s`` from the trace's start.
+
+    Tokens are those of all its prompts, and of all replies to them.
+    """
 
     row: int
     arrival_s: float
@@ -51,7 +54,7 @@ class Arrival:
             task=profile.task,
             model=profile.model,
             input_tokens=max(1, profile.input_tokens),
-            output_tokens=profile.output_tokens,
+            output_tokens=profile.answers * profile.output_tokens,
             session=profile.session,
             request=request,
             tenant=profile.tenant,
@@ -232,6 +235,7 @@ def _profile(
             received_at=at,
             now=at,
             ingest_partition=0,
+            count=_nothing,
             lengths=lengths,
             serving=options.serving.get(arrival.model),
         )
@@ -240,9 +244,15 @@ def _profile(
     return tagged.profile
 
 
+def _nothing(_text: str) -> int:
+    """Count no text: the length is known, and a hint beneath a limit is held against the text."""
+    return 0
+
+
 def prompt_tokens(arrival: Arrival, fleet: Fleet) -> int:
     """Return the prompt's length as the model receives it."""
     model = fleet.models.get(arrival.model)
     if model is not None and arrival.output_tokens == 0 and "embeddings" in model.operations:
-        return min(arrival.input_tokens, model.context_tokens)
+        prompts = 1 if arrival.request is None else len(arrival.request.prompts) or 1
+        return min(arrival.input_tokens, prompts * model.context_tokens)
     return arrival.input_tokens

@@ -51,10 +51,13 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
     bucket of the prompt. Work that only waits for a live pool is kept apart from work that waits
     for a batch to fill.
     """
-    bucket = bisect_left(length_buckets_tokens, profile.input_tokens)
+    bucket = bisect_left(length_buckets_tokens, profile.prompt_tokens)
     bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
     kind = "batch" if profile.batchable else "direct"
     name = f"{profile.model}|{profile.operation}|{kind}|le{bound}"
+    if profile.answers > 1:
+        # Of up to twice as many answers, so that few are charged for many.
+        name += f"|x{1 << (profile.answers - 1).bit_length()}"
     # What may go nowhere is unlike what may go anywhere.
     some = (profile.regions, profile.precisions, profile.pools) != (None, None, None)
     some = some or bool(profile.exclude_pools or profile.labels)

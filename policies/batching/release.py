@@ -88,10 +88,13 @@ class _Asked:
 
 def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
     members, policy = asked.members, asked.policy
-    longest = max((m.profile for m in members), key=lambda p: p.input_tokens + p.output_tokens)
+    longest = max((m.profile for m in members), key=lambda p: p.tokens)
+    prompts = max(m.profile.prompts for m in members)
     slowest = replace(
         longest,
-        input_tokens=max(m.profile.input_tokens for m in members),
+        input_tokens=prompts * max(m.profile.prompt_tokens for m in members),
+        prompts=prompts,
+        replies=max(m.profile.replies for m in members),
         output_tokens=max(m.profile.output_tokens for m in members),
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
         price_factor=1.0,
@@ -115,7 +118,7 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         is_crowded = False
         # What may not wait for room takes what the device has.
         if path == "batch" and windows.room_wait_s > 0:
-            free = room(standing)
+            free = room(standing, longest.answers)
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
             is_crowded = is_crowded or _is_behind(asked.loads[option.pool], windows.backlog_s_max)

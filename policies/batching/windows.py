@@ -371,7 +371,7 @@ def _patient_until(member: Member) -> float:
 
 
 def _tokens(member: Member) -> int:
-    return member.profile.input_tokens + member.profile.output_tokens
+    return member.profile.tokens
 
 
 def _reason(

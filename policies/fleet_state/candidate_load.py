@@ -51,11 +51,11 @@ UNMEASURED = (0.0, 0.0)
 class _Standings:
     """Values cached beside a load; not among the fields that a decision records.
 
-    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of;
-    ``unseen`` are requests sent to a pool with a limit on power that its heartbeats may lack.
+    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
+    For limits on power: ``unseen`` requests are of none of its workers, ``aside`` get no work.
     """
 
-    __slots__ = ("_corrected", "_standings", "_steps", "_worked_until", "rows", "unseen")
+    __slots__ = ("_corrected", "_standings", "_steps", "_worked_until", "aside", "rows", "unseen")
 
     _corrected: dict[str, tuple[Option, Roofline]]
     _steps: dict[str, tuple[Option, int, tuple[float, float]]]
@@ -63,12 +63,12 @@ class _Standings:
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
     _worked_until: float | None
     unseen: int
+    aside: int
 
     def begin(self) -> None:
         """Start with nothing cached, at no known time."""
         self._corrected, self._steps = {}, {}
-        self._worked_until = None
-        self.unseen = 0
+        self._worked_until, self.unseen, self.aside = None, 0, 0
         self.has_changed()
 
     def worked(self, now: float) -> float:
@@ -77,9 +77,9 @@ class _Standings:
         self._worked_until = now
         return 0.0 if since is None else max(0.0, now - since)
 
-    def may_lack(self, requests: int) -> None:
-        """Note how many requests the heartbeats may lack."""
-        self.unseen = requests
+    def draws_for(self, requests: int, aside: int) -> None:
+        """Note how many requests and workers draw power besides those that count."""
+        self.unseen, self.aside = requests, aside
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""

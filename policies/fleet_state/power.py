@@ -17,12 +17,13 @@ def drawn_kw(option: Option, load: PoolLoad | None, more: int = 0) -> float:
 
     Args:
         option: any of the pool; what of its power is unknown counts as none.
-        load: the pool's; None, and one without a worker: nothing of it is switched on.
+        load: the pool's; None, and one without a worker: nothing of it is switched on. Workers that
+            get no work run what they have.
         more: requests besides those that run or wait.
     """
-    if load is None or not load.workers:
+    if load is None or not load.workers + load.aside:
         return 0.0
-    replicas = load.workers * option.replicas
+    replicas = (load.workers + load.aside) * option.replicas
     busy = min(replicas, sum(load.running_by_variant.values()) + load.unseen + more)
     idle_w, busy_w = option.idle_w or 0.0, option.busy_w or 0.0
     return (busy * busy_w + (replicas - busy) * idle_w) / 1000.0

@@ -174,7 +174,7 @@ class FleetView:
         Args:
             option: its target.
             device_s: device time before a later request can start, in seconds.
-            count: number of requests.
+            count: number of answers.
             tokens: tokens of KV memory that they need together, prompts and replies.
             now: epoch seconds; None: no time has passed.
         """
@@ -216,8 +216,7 @@ class FleetView:
             return
         # They share its lanes, so that what is sent to the others may come to the one that isn't.
         if any((pool, s.instance) in self.misfits for s in self._reports[pool].values()):
-            self._loads[pool] = PoolLoad(is_misfit=True)
-            self.version += 1
+            self._take(pool, PoolLoad(is_misfit=True), [])
             return
         reports = [s for s in self._reports[pool].values() if s.state == "up"]
         load = PoolLoad(
@@ -251,15 +250,22 @@ class FleetView:
         self._tell_rounds(pool, load)
         # Its time counts from the next look on.
         self._worked_until = -inf
+        self._take(pool, load, reports)
+
+    def _take(self, pool: str, load: PoolLoad, counted: Sequence[PoolStatus]) -> None:
+        """Take a pool's load, which counts these of its workers, and tell what it draws."""
         self._loads[pool] = load
-        first = self._options.by_pool[pool][0]
-        if first.is_power_limited:
-            told_at = min((s.at for s in reports), default=inf)
-            late = [each for each in self._sent.get(pool, ()) if each[0] > told_at - UNSEEN_S]
-            self._sent[pool] = late
-            load.may_lack(sum(count for _, count in late))
-            tell_power(self._options, self._loads, pool)
         self.version += 1
+        if not self._options.by_pool[pool][0].is_power_limited:
+            return
+        reports = self._reports[pool].values()
+        told_at = min((s.at for s in reports), default=inf)
+        late = [each for each in self._sent.get(pool, ()) if each[0] > told_at - UNSEEN_S]
+        self._sent[pool] = late
+        aside = [s for s in reports if s not in counted and s.state != "down"]
+        run = sum(v.running + v.queued for s in aside for v in s.variants.values())
+        load.draws_for(run + sum(count for _, count in late), len(aside))
+        tell_power(self._options, self._loads, pool)
 
     def _tell_rounds(self, pool: str, load: PoolLoad) -> None:
         """Set what one iteration of all variants that run takes."""

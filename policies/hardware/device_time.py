@@ -21,17 +21,17 @@ class DeviceShare:
         """Requests that run now."""
         return self._running
 
-    def begin(self, now: float) -> float:
-        """Count a request as running; return a mark for ``end``."""
+    def begin(self, now: float, answers: int = 1) -> float:
+        """Count a request as running, each of its answers as one; return a mark for ``end``."""
         self._advance(now)
-        self._running += 1
+        self._running += answers
         return self._charged_s
 
-    def end(self, mark: float, now: float) -> float:
+    def end(self, mark: float, now: float, answers: int = 1) -> float:
         """Count the request as ended; return its device time to charge, in seconds."""
         self._advance(now)
-        self._running -= 1
-        return self._charged_s - mark
+        self._running -= answers
+        return (self._charged_s - mark) * answers
 
     def _advance(self, now: float) -> None:
         if self._running:

@@ -27,7 +27,8 @@ class Job:
     """One request. `cached_tokens` of the prompt need no prefill; the lowest `priority` goes first.
 
     Without output tokens (embeddings, classification) it is done when its prefill is. `tpot_s` is
-    its SLO of the seconds from a token to the next, on average.
+    its SLO of the seconds from a token to the next, on average. `shared_tokens` of the prompt are
+    in memory that another job has.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Job:
     cached_tokens: int = 0
     priority: int = 0
     tpot_s: float | None = None
+    shared_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.input_tokens < 1 or self.output_tokens < 0:
@@ -135,7 +137,7 @@ class JobState:
         self.job = job
         self.lane = lane
         self.key = (job.priority, order)
-        self.reserved_tokens = job.input_tokens + job.output_tokens
+        self.reserved_tokens = job.input_tokens + job.output_tokens - job.shared_tokens
         self.kv_bytes = self.reserved_tokens * lane.roofline.kv_bytes_per_token
         # The last prompt token is always computed: its pass yields the first output token.
         self.computed_tokens = min(job.cached_tokens, job.input_tokens - 1)
@@ -316,7 +318,7 @@ class VariantQueue:
     def _stop_decoding(self, state: JobState) -> None:
         state.device_s += self.sequence_s
         steps_left = state.finish_step - self.steps
-        self.context_tokens -= state.reserved_tokens - steps_left
+        self.context_tokens -= state.job.input_tokens + state.job.output_tokens - steps_left
         self.reserved_tokens -= state.reserved_tokens
 
 

@@ -1,6 +1,6 @@
 """Live migration: replies that go on at another replica of their pool, so that steps are shared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policies.hardware.iteration import Event, FirstToken, Job, Moved
@@ -49,19 +49,21 @@ class Migration:
         self.moved = 0
         """How many replies have moved."""
 
-    def look(self, now: float) -> Iterator[int]:
-        """Send on what is copied and begin further moves; yield each replica that is left."""
+    def look(self, now: float) -> set[int]:
+        """Send on what is copied and begin further moves; return the replicas that are left."""
+        left: set[int] = set()
         if now < self._look_at:
-            return
+            return left
         self._look_at = now + LOOK_S
         for name in [name for name, at in self._copied.items() if at <= now]:
             del self._copied[name]
             source = self._moves[name].source
             self._replicas[source].accelerator.send(name, now)
-            yield source
+            left.add(source)
         for variant in self._replicas[0].accelerator.variants:
             self._gather(variant, now)
         self._empty(now)
+        return left
 
     def note(self, event: Event, now: float) -> int | None:
         """Take note of a replica's event; return the replica on which its job goes on, if one."""
@@ -120,7 +122,8 @@ class Migration:
         ):
             return
         going = [each for variant in targets for each in here.decoding_of(variant)]
-        if any(job.id in self._moves for job, _ in going):
+        may_move = self._replicas[source].may_move
+        if any(job.id in self._moves or not may_move(job.id) for job, _ in going):
             return
         found: list[tuple[Job, int, int]] = []
         for job, written in going:

@@ -17,6 +17,7 @@ class WaitingPrompts:
     long_s: float = 0.0
 
     def add(self, tokens: int, sign: int = 1) -> None:
+        """Count a prompt; with -1 as sign it no longer counts."""
         if tokens <= PREFILL_CHUNK_TOKENS:
             self.short += sign
             self.short_tokens += sign * tokens

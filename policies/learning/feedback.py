@@ -55,7 +55,8 @@ class Experience:
         """Count an answer of a variant."""
         self._failure_rate -= self._failure_rate / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
-        self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
+        each_tokens = -(-usage.output_tokens // profile.answers)
+        self.lengths.learn(profile.task, profile.model, profile.tenant, each_tokens)
         if profile.session is not None:
             key = (profile.tenant, variant, profile.session)
             before = min(self._session_tokens.get(key, 0), usage.input_tokens)
@@ -80,7 +81,8 @@ class Experience:
     ) -> None:
         """Compare a direct request's promise with its actual latencies.
 
-        A batch's promise is for its slowest member, which says nothing of the others.
+        A batch's promise is for its slowest member, which says nothing of the others. That of
+        several answers is for the last of them, and they may wait for each other.
 
         Args:
             profile: profile of the request; without an SLO there is nothing to learn.
@@ -89,6 +91,8 @@ class Experience:
             got: actual values, counted the same way.
             elapsed_s: time from ``created_at`` to the promise.
         """
+        if profile.answers > 1:
+            return
         if profile.ttft_s is not None and promised.ttft_s is not None and got.ttft_s is not None:
             promised_s = promised.ttft_s - elapsed_s
             left_s = profile.ttft_s - elapsed_s

@@ -17,8 +17,7 @@ def decided_tags(
     serving = options.serving.get(profile.model)
     footprint: dict[str, object] = {"kv_bytes": 0, "weights_bytes": {}}
     if serving is not None:
-        tokens = profile.input_tokens + profile.output_tokens
-        footprint["kv_bytes"] = round(tokens * serving.kv_bytes_per_token)
+        footprint["kv_bytes"] = round(profile.tokens * serving.kv_bytes_per_token)
         footprint["weights_bytes"] = serving.numbering.weights
     tags = {"memory_footprint": Tag(footprint, "estimate", 0.9)}
     if decision.promised is not None:

@@ -16,14 +16,13 @@ from policies.fleet_state.served_loads import ServedLoads
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
 from topics import LatencyError, Profile
-from topics.records.decision_columns import NO_LOAD
+from topics.records.decision_columns import NO_LOAD, NO_WISH
 from topics.records.decision_rows import RecordedInputs, plain, trimmed
 from topics.records.decision_tables import Tables, raw_row
 from topics.records.frozen import dataclass
 
-# Of what is known of one variant in a load, and of the wishes of a member.
+# Of what is known of one variant in a load.
 _NO_VARIANT = (None, None, False)
-_NO_WISH = (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,8 @@ class WaitingMember:
     tpot_s: float | None = None
     output_tokens_high: int | None = None
     certain_tokens: int | None = None
+    prompts: int = 1
+    replies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,8 @@ def _waiting(member: Member) -> WaitingMember:
         profile.tpot_s,
         profile.output_tokens_high,
         profile.certain_tokens,
+        profile.prompts,
+        profile.replies,
     )
 
 
@@ -313,6 +316,7 @@ def _plain_error(error: LatencyError | None) -> Sequence[Any] | None:
 def _waiting_row(waiting: WaitingMember) -> Sequence[Any]:
     high, certain = waiting.output_tokens_high, waiting.certain_tokens
     wishes = (plain(waiting.ttft_s), plain(waiting.tpot_s), high, certain)
+    counts = (waiting.prompts, waiting.replies)
     return (
         waiting.id,
         plain(waiting.held_at),
@@ -321,5 +325,5 @@ def _waiting_row(waiting: WaitingMember) -> Sequence[Any]:
         plain(waiting.window_s),
         waiting.input_tokens,
         waiting.output_tokens,
-        *trimmed(wishes, _NO_WISH),
+        *trimmed((*wishes, *counts), NO_WISH),
     )

@@ -62,8 +62,9 @@ class Placer:
         option, estimate = decision.option, decision.estimate
         if option is None or estimate is None:
             raise ValueError("a decision that places nothing")
-        tokens = profile.input_tokens + profile.output_tokens
-        self.situation.view.add_sent(option, estimate.device_s, tokens=tokens, now=now)
+        self.situation.view.add_sent(
+            option, estimate.device_s, profile.answers, profile.tokens, now
+        )
         self.situation.view.sessions.remember(profile, option, now)
         if self._shares is not None and not profile.is_background:
             self._shares.spend(profile.tenant, estimate.cost_usd, now)
@@ -80,9 +81,10 @@ class Placer:
     def refusals(self, profile: Profile, now: float) -> dict[str, str]:
         """Return the reason code of each pool that doesn't take a request now; count nothing.
 
-        Of one whose deadline has passed, as if it had a moment left.
+        Of one whose deadline has passed, as if it had a moment left. No company is expected: it has
+        waited for that.
         """
-        here = self.situation
+        here, profile = self.situation, replace(profile, window_s=0.0)
         if now >= profile.deadline:
             profile = replace(profile, deadline=nextafter(now, inf))
         found = decide(profile, inputs_of(profile, here, now), here.options, here.policy, now)
@@ -93,5 +95,6 @@ class Placer:
     def count_released(self, release: Release, now: float) -> None:
         """Add a release to the load of its pool."""
         size, target = len(release.members), release.target
+        answers = sum(member.profile.answers for member in release.members)
         device_s = target.estimate.device_s * size
-        self.situation.view.add_sent(target.option, device_s, size, release.tokens, now)
+        self.situation.view.add_sent(target.option, device_s, answers, release.tokens, now)

@@ -89,7 +89,6 @@ def menu(
     windows_s: Sequence[float],
     here: Situation,
     now: float,
-    answers: Sequence[int] = (),
 ) -> tuple[list[PricedOffer], Decision | Shortfall | None]:
     """Return the offers for the requests of a question, and why there are no more, if so.
 
@@ -103,12 +102,11 @@ def menu(
             and the cheapest with each of the policy's chances.
         here: the situation; it is only read.
         now: epoch seconds.
-        answers: how many answers each request is for, each of which is priced; without, one.
     """
     offers: dict[PricedOffer, None] = {}
     refusal: Decision | Shortfall | None = None
     for tier in tiers:
-        desk = _Desk(tagged(tier), here, now, answers)
+        desk = _Desk(tagged(tier), here, now)
         for chance in here.policy.quotes.chances:
             wanted: list[tuple[float, float | None]] = [
                 *((deadline, None) for deadline in deadlines),
@@ -137,13 +135,10 @@ def _worse(known: Decision | Shortfall | None, found: Decision | Shortfall) -> D
 class _Desk:
     """Prices the requests of a question in one tier, each as if those before it were placed."""
 
-    def __init__(
-        self, profiles: Sequence[Profile], here: Situation, now: float, answers: Sequence[int]
-    ) -> None:
+    def __init__(self, profiles: Sequence[Profile], here: Situation, now: float) -> None:
         self._profiles = profiles
         self._here = here
         self._now = now
-        self._answers = answers or [1] * len(profiles)
         self._inputs = [inputs_of(profile, here, now) for profile in profiles]
 
     def spans_s(self, chance: float) -> list[float]:
@@ -216,7 +211,7 @@ class _Desk:
         here, now = self._here, self._now
         loads = {pool: load.copied() for each in self._inputs for pool, load in each.loads.items()}
         prices, least = [], 1.0
-        for profile, inputs, answers in zip(profiles, self._inputs, self._answers, strict=True):
+        for profile, inputs in zip(profiles, self._inputs, strict=True):
             wanted = bound_to(profile, Quoted("", 0, chance))
             seen = Inputs(loads, self._rate_per_s(profile, inputs), inputs.credit)
             decision = decide(wanted, seen, here.options, here.policy, now)
@@ -225,11 +220,10 @@ class _Desk:
                 return decision
             least = min(least, promised.chance)
             margin, limit_usd = here.policy.quotes.margin, profile.max_cost_usd
-            prices.append(price_nano(promised.cost_usd * answers, margin, limit_usd))
+            prices.append(price_nano(promised.cost_usd, margin, limit_usd))
             if decision.option is not None and decision.estimate is not None:
-                tokens = answers * (profile.input_tokens + profile.output_tokens)
-                device_s = answers * decision.estimate.device_s
-                _count(loads[decision.option.pool], decision.option, device_s, tokens, answers)
+                load = loads[decision.option.pool]
+                _count(load, decision.option, decision.estimate.device_s, profile)
         return prices, least
 
     def _shortfall(self, profiles: Sequence[Profile], chance: float, least: float) -> Shortfall:
@@ -257,11 +251,11 @@ class _Desk:
         return max(inputs.arrivals_per_s, own_per_s)
 
 
-def _count(load: PoolLoad, option: Option, device_s: float, tokens: int, answers: int) -> None:
+def _count(load: PoolLoad, option: Option, device_s: float, profile: Profile) -> None:
     """Add a request of a question to a load that no other decision sees."""
     replicas = max(1, load.workers) * option.replicas
     load.backlog_s += device_s / replicas
-    load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
+    load.kv_usage += profile.tokens / (option.kv_capacity_tokens * replicas)
     running = load.running_by_variant
-    running[option.variant] = running.get(option.variant, 0) + answers
+    running[option.variant] = running.get(option.variant, 0) + profile.answers
     load.has_changed()

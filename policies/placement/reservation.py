@@ -52,7 +52,7 @@ def amounts_of(
     wh = 0.0
     if profile.counts_energy:
         wh = max((_wh(longest, option, inputs, policy) for option in targets), default=0.0)
-    return Amounts(1, profile.input_tokens + reply, nano_of(usd), nano_of(wh))
+    return Amounts(1, longest.tokens, nano_of(usd), nano_of(wh))
 
 
 def _usd(profile: Profile, option: Option, inputs: Inputs, policy: Policy) -> float:

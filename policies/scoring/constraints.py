@@ -37,13 +37,14 @@ EXPLANATIONS: dict[str, str] = {
 
 
 def certain_tokens(profile: Profile) -> int:
-    """Return the tokens that a request takes for certain.
+    """Return the tokens that one answer of a request takes for certain.
 
-    An estimate of its reply is none of them: a server ends a reply where the context ends.
+    Servers make room for its others as they can. An estimate of its reply is none of them: a
+    server ends a reply where the context ends.
     """
     if profile.certain_tokens is not None:
         return profile.certain_tokens
-    return profile.input_tokens + profile.output_tokens
+    return profile.prompt_tokens + profile.output_tokens
 
 
 def told_tokens(prompt_tokens: int, limit: int | None, *, is_counted: bool) -> int:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from policies.config.options import Option
 from policies.config.policy import Policy
+from policies.config.prices import TokenRates
 from policies.fleet_state.candidate_load import Learned, OptionState
 from policies.fleet_state.estimate_terms import DecodeStep
 from policies.hardware.pool_fill import FULL
+from policies.scoring.answers import Answers
 from topics import Candidate, LatencyError, Profile
 from topics.records.money import NANO
 from topics.records.placement import CandidatePath
@@ -76,30 +78,32 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     `policies.hardware.roofline` are inlined: a decision takes two thirds of the time.
     """
     # Of no prompt at all a token is computed.
-    prompt, output_tokens = profile.input_tokens or 1, profile.output_tokens
-    pairs, tokens = prompt * (0.5 * prompt), prompt + output_tokens
-    decode_steps, reply_tokens = output_tokens - 1 if output_tokens > 0 else 0, output_tokens or 1
-    context_tokens = profile.input_tokens + output_tokens // 2
+    each, output_tokens, answers = profile.prompt_tokens, profile.output_tokens, profile.answers
+    prompt, reply_tokens = each or 1, output_tokens or 1
+    pairs, decode_steps = prompt * (0.5 * prompt), output_tokens - 1 if output_tokens > 0 else 0
+    context_tokens = each + output_tokens // 2
+    own = None if answers == 1 else Answers.of(profile)
+    tokens = prompt + output_tokens if own is None else own.tokens_each
     high = profile.output_tokens_high
     high_steps = None if high is None else max(decode_steps, high - 1)
     limit_s = inf if profile.tpot_s is None else FULL.tpot_share * profile.tpot_s
     found: list[Figures] = []
     for standing, _, members, wait_s, cached_tokens in visits:
-        terms = standing.known_terms.get(-members if wait_s > 0 else members)
+        together = members * answers
+        terms = standing.known_terms.get(-together if wait_s > 0 else together)
         (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s, traffic_s, begin_s,
          spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
          kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s, others_s, crowd,
-         mixed_s, usual_s, usual_known) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
-        compute_s = prompt * token_s + pairs * pair_s
-        memory_s = weights_s
+         mixed_s, usual_s, usual_known) = terms or standing.terms(together, wait_s > 0)  # fmt: skip
+        compute_s, memory_s = prompt * token_s + pairs * pair_s, weights_s
         if untouched_share:
             memory_s *= 1.0 - untouched_share**prompt
         busy_s = compute_s if compute_s > memory_s else memory_s
-        prefill_s = prompt * traffic_s + begin_s + busy_s
-        computed_s = prefill_s
+        alone_s = prompt * traffic_s + begin_s + busy_s
+        prefill_s = alone_s if own is None else own.prefill_s(standing.roofline)
+        device_s = prefill_s / speed
         if cached_tokens:
-            computed_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens)
-        device_s = computed_s / speed
+            device_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens) / speed
         step_s = together_s = 0.0
         if decode_steps:
             step_s = together_s = _step_s(spread, context_tokens, pair_s, kv_token_s, overhead_s)
@@ -110,7 +114,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
                 if woken
                 else (together_s - base_s) / sharers + sustained_s
             )
-            device_s += decode_steps * added_s / speed
+            device_s += decode_steps * answers * added_s / speed
         tpot_s = least_tpot_s = step_s / pace + others_s
         if crowd is not None:
             if decode_steps and crowd is not gathered:
@@ -119,20 +123,35 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
             tpot_s, others_s = _in_company(fullest_s, mixed_s, tpot_s, others_s)
         # Those that hold places or memory are taken as alike and evenly spread in age.
         missing = kv_missing + kv_token_share * tokens
-        room_wait_s = 0.0
+        room_wait_s = 0.0 if own is None else own.room_wait_s(standing.option, tpot_s)
         if ahead or missing > 0.0:
             of_places_s = ahead * reply_tokens * tpot_s / slots
-            room_wait_s = max(of_places_s, missing * reply_tokens * tpot_s)
+            room_wait_s = max(room_wait_s, of_places_s, missing * reply_tokens * tpot_s)
         comes_s = wait_s + transport_s + usual_known * (usual_s - transport_s)
         ttft_s = comes_s + backlog_s + room_wait_s + others_s + members * prefill_s / pace
-        finish_s = ttft_s + decode_steps * tpot_s
+        finish_s, cost_usd = ttft_s + decode_steps * tpot_s, device_s * usd_per_s
         latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
-        cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
         if not usd_per_s and (rates := standing.option.rates) is not None:
-            cost_usd = rates.nano_usd(profile.input_tokens, output_tokens, cached_tokens) / NANO
-        found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s))
-    factor = profile.price_factor
+            cost_usd = _usd_of_tokens(profile, rates, cached_tokens)
+        found.append((cost_usd, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s, least_tpot_s))
+    found, factor = found if own is None else _begun(own, visits, found), profile.price_factor
     return found if factor == 1.0 else [(each[0] * factor, *each[1:]) for each in found]
+
+
+def _begun(own: Answers, visits: list[Visit], found: list[Figures]) -> list[Figures]:
+    """Return estimates with the TTFT of the first of several answers, not of their last."""
+    begun: list[Figures] = []
+    for (standing, _, members, wait_s, _), figures in zip(visits, found, strict=True):
+        ahead = standing.terms(members * own.count, wait_s > 0).ahead
+        cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s = figures
+        ttft_s -= own.late_s(standing, members, ahead, tpot_s)
+        begun.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s))
+    return begun
+
+
+def _usd_of_tokens(profile: Profile, rates: TokenRates, cached_tokens: int) -> float:
+    written = profile.answers * profile.output_tokens
+    return rates.nano_usd(profile.input_tokens, written, cached_tokens) / NANO
 
 
 def _in_company(
@@ -179,21 +198,21 @@ def scarcity(standing: OptionState, policy: Policy) -> float:
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
     """Return how many requests like this one fill the device, by sequences or KV memory."""
-    tokens = max(1, profile.input_tokens + profile.output_tokens)
-    return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
+    tokens, places = max(1, profile.tokens), option.max_batch // profile.answers
+    return max(1, min(members_max, places, option.kv_capacity_tokens // tokens))
 
 
-def room(standing: OptionState) -> int:
-    """Return how many more sequences fit beside the running ones without waking a replica.
+def room(standing: OptionState, answers: int = 1) -> int:
+    """Return how many requests of so many answers fit beside what runs, waking no replica.
 
     The pool gathers a variant's sequences (`policies.hardware.replica`), so running ones are
     assumed to fill their replicas one after another, up to the share that batch work may take. If
     none runs, a replica has to be woken anyway, and is free for the whole batch.
     """
     if not standing.running:
-        return standing.option.max_batch
+        return max(1, standing.option.max_batch // answers)
     places = max(1, int(standing.option.max_batch * BATCH_SHARE))
-    return -standing.running % places
+    return -standing.running % places // answers
 
 
 def spread_of(standing: OptionState, policy: Policy) -> float:

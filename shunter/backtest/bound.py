@@ -43,12 +43,7 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
         raise NoBoundError("a pool has a time_scale; declare its devices as they are")
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [
-        Demand(
-            profile,
-            profile.input_tokens,
-            arrival.output_tokens,
-            setting.policy.floor_of(profile),
-        )
+        Demand.of(profile, arrival.output_tokens, setting.policy.floor_of(profile))
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
         if rows is None or arrival.row in rows
     ]

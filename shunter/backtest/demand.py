@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 from policies import Option, Options
-from policies.backtest.fault_model import Reality
-from policies.backtest.replica_pool import true_roofline
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.scoring.constraints import refusal
 from topics import Profile
 
@@ -19,6 +19,18 @@ class Demand:
     output_tokens: int
     floor: float = 0.0
     """Least quality of a variant that is good enough for it."""
+
+    @classmethod
+    def of(cls, profile: Profile, output_tokens: int, floor: float) -> Self:
+        """Return the demand of a request with replies of so many tokens.
+
+        Of several answers it is that of one: all of them take no less.
+        """
+        if profile.answers == 1:
+            return cls(profile, profile.input_tokens, output_tokens, floor)
+        tokens = max(1, profile.input_tokens // profile.prompts)
+        alone = replace(profile, input_tokens=tokens, prompts=1, replies=1)
+        return cls(alone, tokens, output_tokens // profile.answers, floor)
 
     @property
     def steps(self) -> int:

@@ -8,10 +8,9 @@ from typing import Any
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES, PREMIUM
-from policies.backtest.fault_model import Reality
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replay import Replay, ReplayRun
-from policies.backtest.replica_pool import true_roofline
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
 from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger

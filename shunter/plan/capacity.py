@@ -152,9 +152,7 @@ class _Master:
 def _demands(setting: Setting) -> list[Demand]:
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     return [
-        Demand(
-            profile, profile.input_tokens, arrival.output_tokens, setting.policy.floor_of(profile)
-        )
+        Demand.of(profile, arrival.output_tokens, setting.policy.floor_of(profile))
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
     ]
 

@@ -205,9 +205,7 @@ def busiest(setting: Setting) -> list[Arrival]:
     for profile, arrival in zip(
         profiles_of(setting.arrivals, fleet, policy), setting.arrivals, strict=True
     ):
-        demand = Demand(
-            profile, profile.input_tokens, arrival.output_tokens, policy.floor_of(profile)
-        )
+        demand = Demand.of(profile, arrival.output_tokens, policy.floor_of(profile))
         if profile.ttft_s is not None:
             usd = least_usd(demand, options)
             at = int(arrival.arrival_s / (STRETCH_S / 2))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 from pydantic import ValidationError
@@ -237,6 +238,15 @@ def _is_over(seconds: float | None, limit_s: float | None) -> bool:
     return seconds is not None and limit_s is not None and seconds > limit_s
 
 
+def _asked(profile: Profile) -> dict[str, Any]:
+    """Return a body's members that ask for as many answers; what they are of is not in evidence."""
+    replies = {"n": profile.replies} if profile.replies > 1 else {}
+    if profile.prompts == 1:
+        return replies
+    name = "prompt" if profile.operation == "completions" else "input"
+    return replies | {name: [""] * profile.prompts}
+
+
 def _arrival(profile: Profile, evidence: Evidence) -> Arrival:
     """Return a request that is tagged as this one was; sessions are not in evidence."""
     tags = evidence.tags or {}
@@ -247,7 +257,8 @@ def _arrival(profile: Profile, evidence: Evidence) -> Arrival:
     request = InferenceRequest(
         id=profile.id,
         body={"model": profile.model}
-        | ({"max_tokens": profile.output_tokens} if by_client and not is_certain else {}),
+        | ({"max_tokens": profile.output_tokens} if by_client and not is_certain else {})
+        | _asked(profile),
         url=URL_OF_OPERATION.get(profile.operation, f"/v1/{profile.operation}"),
         model=profile.model,
         task=profile.task,

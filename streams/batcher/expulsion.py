@@ -10,6 +10,7 @@ from streams.cancellation.index import CANCELLED
 from streams.engine.unexpected_errors import log_unexpected
 from topics.iso_time import iso_time
 from topics.records.placement import Path
+from topics.records.refusal_codes import PASSING
 
 Unanswered = Literal["expired", "rejected", "failed", "cancelled"]
 _ENDS: dict[str, tuple[Unanswered, str]] = {
@@ -32,6 +33,7 @@ class Expulsion:
     """The end of a held request: ``why`` has the reason code of each pool that doesn't take it."""
 
     status: Unanswered
+    reason: str
     message: str
     why: dict[str, str]
 
@@ -40,22 +42,26 @@ def given_up(end: Expelled, placer: Placer, now: float) -> Expulsion:
     """Return the end of a held request; of one that waited in vain, with what kept it, by pool.
 
     A pool without a worker, one whose circuit is open and one without power are mended in different
-    places.
+    places. Where nothing of that kind keeps it, as when the company did not come with which it
+    would have cost no more than its limit, there is no pool for it.
     """
     status, message = _ENDS[end.reason]
     if end.reason not in _WAITED_IN_VAIN:
-        return Expulsion(status, message, {})
+        return Expulsion(status, end.reason, message, {})
     try:
         why = placer.refusals(end.member.profile, now)
     except Exception as error:  # noqa: BLE001 - a request ends, whatever is known of its wait
         log_unexpected(error, "it is not known what kept a request")
-        return Expulsion(status, f"{message}; what kept it is not known, since its check fails", {})
-    kept = [explain_each(list(why.items()))]
+        message += "; what kept it is not known, since its check fails"
+        return Expulsion(status, end.reason, message, {})
+    kept, reason = [explain_each(list(why.items()))], str(end.reason)
+    pools = [pool for pool in placer.situation.options.by_pool if pool not in why]
     if end.reason == "deadline_passed":
-        pools = [pool for pool in placer.situation.options.by_pool if pool not in why]
         kept.insert(0, _awaited(end.target, pools, now))
+    elif not pools and not any(code in PASSING for code in why.values()):
+        reason = "no_pool"
     told = "; ".join(filter(None, kept))
-    return Expulsion(status, f"{message}: {told}" if told else message, why)
+    return Expulsion(status, reason, f"{message}: {told}" if told else message, why)
 
 
 def _awaited(target: Target | None, pools: Sequence[str], now: float) -> str:

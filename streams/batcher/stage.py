@@ -367,10 +367,11 @@ class Batcher:
         to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         status = "failed" if tried and status == "rejected" else status
-        error = ResultError(end.reason, to_client, (found.why | tried) or None)
-        hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
+        error = ResultError(found.reason, to_client, (found.why | tried) or None)
+        held_s = now - end.member.held_at
+        hold = Hold(end.member.group, found.reason, held_s, profile.deadline - now)
         evidence = self._evidence_writer.ended(
-            source, profile, status, now, hold=hold, reason=end.reason, message=message
+            source, profile, status, now, hold=hold, reason=found.reason, message=message
         )
         result = self._evidence_writer.no_answer(source, profile, status, error, now)
         return Effect(None, [result, self._tombstone(source), *evidence], subject=end)

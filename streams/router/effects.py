@@ -120,13 +120,9 @@ class RouteEffects:
 
     def _carried(self, case: RoutedCase) -> dict[str, bytes]:
         """Return what goes with it everywhere; a client's own headers of these names do not."""
-        if case.profile.counts_energy:
-            return {h.CRITICAL: h.ENERGY_FIELD}
-        if case.profile.max_gco2 is not None:
-            return {h.CRITICAL: h.GCO2_FIELD}
-        if case.profile.quote is not None:
-            return {h.CRITICAL: h.QUOTE_FIELD}
-        return h.carried(case.record.headers) if case.is_carrying else {}
+        carried = h.carried(case.record.headers) if case.is_carrying else {}
+        named = _critical(case.profile)
+        return carried if named is None else carried | {h.CRITICAL: named}
 
     def _details(
         self, case: RoutedCase, view_version: int, placement: Placement | None
@@ -160,3 +156,15 @@ def _before_routing(case: RoutedCase) -> str:
     if came_at >= profile.deadline:
         return f"; it had passed when the request came to {record.partition.topic}"
     return f"; it waited {now - came_at:.1f} s for a router on {record.partition.topic}"
+
+
+def _critical(profile: Profile) -> bytes | None:
+    """Return the newest field of a profile that each reader must know; None if there is none."""
+    limits = profile.max_cost_usd, profile.max_gco2
+    if profile.answers > 1 and limits != (None, None):
+        return h.ANSWERS_FIELD
+    if profile.counts_energy:
+        return h.ENERGY_FIELD
+    if profile.max_gco2 is not None:
+        return h.GCO2_FIELD
+    return None if profile.quote is None else h.QUOTE_FIELD

@@ -162,7 +162,6 @@ class QuoteDesk:
             [duration_s(window) for window in question.windows],
             here,
             now,
-            [each.answers for each in question.requests],
         )
         if not offers:
             raise UnservableError("no_quote", _why(refusal))
@@ -212,30 +211,18 @@ def _profile(
     when = {"created_at": now, "deadline": None, "completion_window": None}
     asked = request.model_copy(update=when | {"service_tier": _own_tier(tier, request)})
 
-    def tagged(asked: InferenceRequest) -> Profile:
-        return tag(
-            asked,
-            here.policy,
-            received_at=now,
-            now=now,
-            ingest_partition=0,
-            count=tokens.of(asked),
-            lengths=here.view.lengths,
-            serving=here.options.serving.get(asked.model),
-            key=key,
-        ).profile
-
-    hinted, hints = tagged(asked), asked.hints
-    if hints.input_tokens is None and hints.output_tokens is None:
-        return hinted
-    # What a client says of its lengths would bound what it pays for them.
-    unsaid = hints.model_copy(update={"input_tokens": None, "output_tokens": None})
-    own = tagged(asked.model_copy(update={"hints": unsaid}))
-    return replace(
-        hinted,
-        input_tokens=max(hinted.input_tokens, own.input_tokens),
-        output_tokens=max(hinted.output_tokens, own.output_tokens),
-    )
+    return tag(
+        asked,
+        here.policy,
+        received_at=now,
+        now=now,
+        ingest_partition=0,
+        count=tokens.of(asked),
+        lengths=here.view.lengths,
+        serving=here.options.serving.get(asked.model),
+        key=key,
+        is_quoted=True,
+    ).profile
 
 
 def _own_tier(tier: str, request: InferenceRequest) -> str:

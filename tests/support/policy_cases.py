@@ -285,6 +285,8 @@ def profiles() -> st.SearchStrategy[Profile]:
         input_tokens=st.integers(0, 500) | _rarely(st.integers(0, 40_000), 300),
         output_tokens=st.integers(0, 500) | _rarely(st.integers(0, 400_000), 200),
         deadline=st.floats(0.5, 4000).map(lambda s: NOW + s),
+        prompts=_rarely(st.integers(1, 300), 1),
+        replies=_rarely(st.integers(1, 200), 1),
     )
 
 

@@ -34,6 +34,8 @@ PROFILE = (
     "quote",
     "max_gco2",
     "counts_energy",
+    "prompts",
+    "replies",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
@@ -95,4 +97,8 @@ WAITING = (
     "tpot_s",
     "output_tokens_high",
     "certain_tokens",
+    "prompts",
+    "replies",
 )
+# What is not written at the end of a row.
+NO_WISH = (None, None, None, None, 1, 1)

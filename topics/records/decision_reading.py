@@ -13,6 +13,7 @@ from topics.records.decision_columns import (
     CREDIT,
     LOAD,
     NO_LOAD,
+    NO_WISH,
     PROFILE,
     PROFILE_COMMON,
     QUALITY,
@@ -35,7 +36,7 @@ from topics.records.decision_rows import (
 
 # What is not written at the end of a row.
 _NO_LOAD = dict(zip(LOAD, NO_LOAD, strict=True))
-_NO_WISH = dict.fromkeys(WAITING[-4:])
+_NO_WISH = dict(zip(WAITING[-len(NO_WISH) :], NO_WISH, strict=True))
 Index = Annotated[int, msgspec.Meta(ge=0)]
 
 

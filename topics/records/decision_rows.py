@@ -288,6 +288,8 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         None if quote is None else (quote.id, quote.nano_usd, plain(quote.chance)),
         plain(profile.max_gco2),
         profile.counts_energy or None,
+        None if profile.prompts == 1 else profile.prompts,
+        None if profile.replies == 1 else profile.replies,
     )
     end = len(rest)
     while end and rest[end - 1] is None:

@@ -43,7 +43,9 @@ QUOTE_FIELD = b"profile.quote"
 GCO2_FIELD = b"profile.max_gco2"
 # Nor that energy is counted, where it is kept for the request.
 ENERGY_FIELD = b"profile.counts_energy"
-_ALONE = frozenset({QUOTE_FIELD, GCO2_FIELD, ENERGY_FIELD})
+# Nor that each of several answers counts against a limit.
+ANSWERS_FIELD = b"profile.answers"
+_ALONE = frozenset({QUOTE_FIELD, GCO2_FIELD, ENERGY_FIELD, ANSWERS_FIELD})
 _KNOWN_FIELDS = _ALONE | {QUALITY_FIELD}
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
@@ -125,8 +127,8 @@ def check_critical(headers: Headers) -> None:
 
     Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
     that adds the field names it in this header. Of this version that are ``profile.quality``,
-    ``profile.quote``, ``profile.max_gco2`` and ``profile.counts_energy``, of which a later one
-    stands for those before it too.
+    ``profile.quote``, ``profile.max_gco2``, ``profile.counts_energy`` and ``profile.answers`` (of
+    one with a limit on cost or emissions), of which a later one stands for those before it too.
 
     Raises:
         BadRecordError: the record has such a field.
@@ -143,11 +145,11 @@ def check_critical(headers: Headers) -> None:
 
 def carried(headers: Headers) -> dict[str, bytes]:
     """Return the headers that go with a request wherever it goes, once they are ours."""
-    answer = find(headers, ANSWER)
-    if answer is not None:
-        return {ANSWER: answer, CRITICAL: QUALITY_FIELD}
-    named = find(headers, CRITICAL)
-    return {CRITICAL: named} if named in _ALONE else {}
+    answer, named = find(headers, ANSWER), find(headers, CRITICAL)
+    known = {CRITICAL: named} if named is not None and named in _ALONE else {}
+    if answer is None:
+        return known
+    return {ANSWER: answer, CRITICAL: QUALITY_FIELD} | known
 
 
 def held_promise(headers: Headers) -> dict[str, bytes]:

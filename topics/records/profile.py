@@ -93,6 +93,25 @@ class Profile:
     """Most grams of CO2 that a placement of it may be expected to emit."""
     counts_energy: bool = False
     """Whether a budget of it is in watt hours, so that it may go only where energy is known."""
+    prompts: Integer = 1
+    """Prompts of a list; ``input_tokens`` are those of all of them."""
+    replies: Integer = 1
+    """Replies to each prompt; ``output_tokens`` are those of one of them."""
+
+    @property
+    def answers(self) -> int:
+        """Return how many replies it is for, of all its prompts."""
+        return self.prompts * self.replies
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the tokens of one of its prompts, a mean that is rounded up."""
+        return self.input_tokens if self.prompts == 1 else -(-self.input_tokens // self.prompts)
+
+    @property
+    def tokens(self) -> int:
+        """Return the expected tokens of its prompts and of all its replies."""
+        return self.input_tokens + self.answers * self.output_tokens
 
     @property
     def is_urgent(self) -> bool:

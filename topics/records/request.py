@@ -1,7 +1,7 @@
 """The request: what an application publishes to the ingest topic."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -28,6 +28,12 @@ TOKENS_MAX = 10_000_000
 ANSWERS_MAX = 1_000_000
 # 2100-01-01: a larger epoch is a time in milliseconds or a mistake.
 EPOCH_S_MAX = 4_102_444_800
+_PROMPT_OF = {
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+    "/v1/moderations": "input",
+}
+_REPLIED = frozenset({"/v1/chat/completions", "/v1/completions"})
 # A year: longer than any topic here keeps a request.
 DURATION_S_MAX = 366 * 86400
 SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -168,14 +174,39 @@ class InferenceRequest(Strict):
         return None
 
     @property
-    def answers(self) -> int:
-        """Return how many answers the body asks for: ``n`` of them, and of each of its prompts."""
-        wanted = [self.body.get(name) for name in ("n", "best_of")]
-        each = max((n for n in wanted if isinstance(n, int) and not isinstance(n, bool)), default=1)
-        prompts, many = self.body.get("prompt"), 1
-        if isinstance(prompts, list) and all(isinstance(part, str | list) for part in prompts):
-            many = max(1, len(prompts))
-        return min(ANSWERS_MAX, max(1, each) * many)
+    def prompts(self) -> Sequence[Any]:
+        """Return the texts or lists of tokens that are answered each for itself; none if one."""
+        found = self.body.get(_PROMPT_OF.get(self.url, ""))
+        if not isinstance(found, list) or len(found) < 2:
+            return ()
+        # A list of tokens, or of the parts of one input, is one prompt.
+        return found if any(isinstance(part, str | list) for part in found) else ()
+
+    @property
+    def choices(self) -> int:
+        """Return how many replies to each prompt the client gets."""
+        return _count(self.body.get("n")) if self.url in _REPLIED else 1
+
+    @property
+    def replies(self) -> int:
+        """Return how many replies a server writes to each prompt: ``best_of`` may be more."""
+        if self.url not in _REPLIED:
+            return 1
+        wanted = max(self.choices, _count(self.body.get("best_of")))
+        if wanted == 1:
+            return 1
+        return min(wanted, max(1, ANSWERS_MAX // max(1, len(self.prompts))))
+
+
+def _count(value: object) -> int:
+    """Return a whole number as servers take one, which may be a text or have a point; else 1."""
+    if value is None:
+        return 1
+    if isinstance(value, str):
+        value = int(value) if re.fullmatch(r"\+?[0-9]{1,9}", value.strip()) else 1
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        return 1
+    return max(1, int(min(value, ANSWERS_MAX)))
 
 
 def conversation_of(session: str | None, body: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from policies import Option
+from policies.scoring.answers import Answers
 from streams.engine.clock import Clock
 from streams.engine.log import LogError
 from streams.engine.unexpected_errors import is_asked_for, log_unexpected
@@ -42,10 +43,10 @@ def limit_s(profile: Profile, option: Option, now: float, attempts_max: int) -> 
 
 def service_s(profile: Profile, option: Option) -> float:
     """Return the hardware's time in a full batch by its roofline, in seconds."""
-    roofline = option.roofline
-    prefill_s = roofline.prefill_s(profile.input_tokens)
-    decode_s = roofline.decode_s(profile.output_tokens, option.max_batch, profile.input_tokens)
-    return (prefill_s + decode_s) / option.time_scale
+    roofline, places, found = option.roofline, option.max_batch, Answers.of(profile)
+    decode_s = roofline.decode_s(profile.output_tokens, places, profile.prompt_tokens)
+    rounds = -(-found.count // places)
+    return (found.prefill_s(roofline) + rounds * decode_s) / option.time_scale
 
 
 class Attempts:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from policies import Option
 from policies.config.prices import nano_of
+from policies.scoring.answers import Answers
 from policies.scoring.hours import device_wh, footprint, price_factor
 from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
@@ -56,6 +57,15 @@ class Task:
     def begun(self, at: float, option: Option) -> Self:
         """Return the same once it runs on an option's hardware."""
         return type(self)(self.routed, self.stream, at, option, self.meter)
+
+    @property
+    def answers(self) -> int:
+        """Return how many answers a server runs for it."""
+        return self.routed.profile.answers
+
+    def prefill_s(self, option: Option) -> float:
+        """Return the time of its prompts, in seconds of the roofline."""
+        return Answers.of(self.routed.profile).prefill_s(option.roofline)
 
     def call(self) -> Call:
         """Return the call for its backend."""
@@ -357,7 +367,8 @@ def _cost(routed: RoutedRequest, usd: float, paid: Charge | None) -> Cost:
 def _got(task: Task, outcome: Outcome, option: Option) -> Envelope:
     profile, usage = task.routed.profile, outcome.usage
     created_at = profile.created_at
-    first, steps = outcome.first_token_at, usage.output_tokens - 1
+    # Of several answers that are written together it is the pace of one.
+    first, steps = outcome.first_token_at, -(-usage.output_tokens // profile.answers) - 1
     tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
     by_hour = price_factor(
         option, outcome.finished_at if first is None else first, outcome.finished_at

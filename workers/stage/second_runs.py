@@ -153,7 +153,8 @@ class SecondRuns:
 
 def _as_answered(profile: Profile, outcome: Outcome) -> Profile:
     """Return the profile with the reply's real length, which another one's is likely to have."""
-    tokens = max(1, outcome.usage.output_tokens) if profile.output_tokens else 0
+    each_tokens = -(-outcome.usage.output_tokens // profile.answers)
+    tokens = max(1, each_tokens) if profile.output_tokens else 0
     return replace(profile, output_tokens=tokens)
 
 

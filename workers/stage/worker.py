@@ -147,7 +147,7 @@ class Worker:
     @property
     def running(self) -> int:
         """Number of running requests."""
-        return sum(self._running.values())
+        return len(self._runs)
 
     @property
     def queued(self) -> int:
@@ -155,8 +155,9 @@ class Worker:
         return sum(map(len, self._waiting.values()))
 
     def queued_of(self, variant: str) -> int:
-        """Return the number of queued requests of one variant."""
-        return sum(len(waiting) for (name, _), waiting in self._waiting.items() if name == variant)
+        """Return the number of answers of one variant that wait here."""
+        waiting = chain(*(each for (name, _), each in self._waiting.items() if name == variant))
+        return sum(task.answers for _, task in waiting)
 
     @property
     def queued_prefill_s(self) -> float:
@@ -169,8 +170,7 @@ class Worker:
 
     @staticmethod
     def _prefill_s(option: Option, task: Task) -> float:
-        prefill_s = option.roofline.prefill_s(task.routed.profile.input_tokens)
-        return prefill_s / (option.replicas * option.time_scale)
+        return task.prefill_s(option) / (option.replicas * option.time_scale)
 
     @property
     def urgent(self) -> int:
@@ -328,7 +328,7 @@ class Worker:
                     lane, task = waiting.take()
                     began_at, option = self._clock.now(), self._options[variant]
                     task = task.begun(began_at, option)
-                    self._running[variant] = self._running.get(variant, 0) + 1
+                    self._running[variant] = self._running.get(variant, 0) + task.answers
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
                     self._runs[running] = (lane, task)
@@ -353,8 +353,8 @@ class Worker:
     def _ended(self, lane: Lane, variant: str, running: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
         lane.tasks.discard(running)
-        self._running[variant] -= 1
         _, task = self._runs.pop(running)
+        self._running[variant] -= task.answers
         if task.began_at is not None:
             self._pace.ended(self._clock.now() - task.began_at)
         is_by_client = running in self._cancelled

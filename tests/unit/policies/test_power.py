@@ -10,7 +10,7 @@ from policy_cases import NOW, a_policy, profile, status
 from policies import DeclarationError, FleetView, decide, inputs_of, parse_fleet, situation
 from policies.config.options import Options, compile_options
 from policies.fleet_state.power import drawn_kw
-from topics import PoolStatus
+from topics import PoolStatus, VariantStatus
 
 DEVICE = {
     "kind": "premium_gpu",
@@ -123,6 +123,29 @@ def test_a_site_bounds_what_its_pools_draw_together() -> None:
     assert {c.pool: c.refused for c in decision.candidates} == {
         "a": None, "b": "power_limit", "c": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("told", [{"device": "other"}, {"state": "draining"}])
+def test_workers_that_get_no_work_draw_what_they_run(told: dict[str, Any]) -> None:
+    found = options(a={"site": "hall"}, b={"site": "hall"})
+    view = FleetView(found)
+    running = {"m-bf16": VariantStatus(running=1, queued=1)}
+    view.report(replace(heartbeat(found, "b"), region="here"))
+    view.report(replace(heartbeat(found, "a"), variants=running))
+    # Both of a's are busy, and one of b's would be.
+    assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(3.3))
+    view.report(replace(heartbeat(found, "a"), variants=running, **told))
+    assert not view.load("a").workers
+    assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(3.3))
+    assert view.load("b").lacks_power(found.by_pool["b"][0])
+    # What was sent to it meanwhile draws as well.
+    view.report(replace(heartbeat(found, "a"), variants={}))
+    view.add_sent(found.by_pool["a"][0], 0.01, now=NOW + 0.5)
+    view.report(replace(heartbeat(found, "a"), at=NOW + 0.6, **told))
+    assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(2.6))
+    view.prune(NOW + 3600)
+    view.report(replace(heartbeat(found, "b"), at=NOW + 3600))
+    assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(1.3))
 
 
 def test_what_the_limit_was_held_against_is_among_the_recorded_inputs() -> None:

@@ -159,16 +159,20 @@ def test_a_price_is_that_of_one_answer_and_of_as_many_as_are_asked_for() -> None
     yard = Yard(policy=POLICY + ERRORS)
     profile, here = make_profile(yard.policy), yard.situation()
 
-    def price(answers: list[int]) -> int:
-        (offer, *_), _ = menu(lambda _: [profile], ["auto"], [], [60.0], here, START, answers)
+    def price(asked: Profile) -> int:
+        (offer, *_), _ = menu(lambda _: [asked], ["auto"], [], [60.0], here, START)
         return offer.nano_usd[0]
 
-    bound = replace(bound_to(profile, Quoted("q", 0, 0.9)), deadline=START + 60)
-    decision = decide(bound, inputs_of(bound, here, START), here.options, here.policy, START)
-    assert decision.promised is not None
-    cost_usd = decision.promised.cost_usd
-    assert price([]) == price([1]) == price_nano(cost_usd, 0.5)
-    assert price([3]) == price_nano(3 * cost_usd, 0.5)
+    def promised_usd(asked: Profile) -> float:
+        bound = replace(bound_to(asked, Quoted("q", 0, 0.9)), deadline=START + 60)
+        decision = decide(bound, inputs_of(bound, here, START), here.options, here.policy, START)
+        assert decision.promised is not None
+        return decision.promised.cost_usd
+
+    several = [replace(profile, replies=n) for n in (1, 3, 100)]
+    prices = [price(each) for each in several]
+    assert prices == [price_nano(promised_usd(each), 0.5) for each in several]
+    assert prices[0] < prices[1] < prices[2]
 
 
 def test_a_promise_counts_an_slo_only_where_its_class_would_miss_it_too_often() -> None:

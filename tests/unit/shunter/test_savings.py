@@ -47,6 +47,11 @@ ASKED: dict[str, dict[str, Any]] = {
         "constraints": {"max_cost_usd": 0.01, "pools": ["boards-us"], "precisions": ["int8"]}
     },
     "short": {"body": CHAT | {"max_tokens": 5}},
+    "several": {"body": CHAT | {"n": 3}},
+    "listed": {
+        "url": "/v1/completions",
+        "body": {"model": MODEL, "prompt": ["which", "track"], "best_of": 2, "max_tokens": 5},
+    },
     "stream": {"body": CHAT | {"stream": True}, "task": "summarization"},
 }
 COMMANDS = ReportCommands(("--archive", "file:///a b"), ())

@@ -7,7 +7,8 @@ import pytest
 from hold_cases import hold, make_batcher, run
 from stream_cases import START, Yard, heartbeat, make_profile
 
-from policies import Expelled, Member, Placer
+from policies import Expelled, Member, Placer, decide, inputs_of
+from policies.batching.groups import group_in
 from streams.batcher.expulsion import given_up
 from topics import Profile, Result, VariantStatus
 
@@ -139,3 +140,48 @@ async def test_a_request_expires_though_nobody_can_say_what_kept_it(
     assert error is not None
     assert "what kept it is not known" in error.message
     assert not yard.dead_letters()
+
+
+@pytest.mark.parametrize(
+    ("live", "code"),
+    [
+        (("premium-us", "premium-eu", "boards-us"), "no_pool"),
+        (("premium-us", "boards-us"), "pool_unavailable"),
+    ],
+)
+async def test_one_whose_company_did_not_come_was_too_dear_alone(
+    live: tuple[str, ...], code: str
+) -> None:
+    yard = Yard(live=live)
+    here = yard.situation()
+    asked = make_profile(yard.policy, id="s0", task="summarization", deadline=START + 3000)
+    seen = [START - 20 + n / 20 for n in range(400)]
+    group = group_in(asked, here.options, here.policy)
+    for at in seen:
+        here.arrivals.observe(group, at)
+    together = decide(asked, inputs_of(asked, here, START), here.options, here.policy, START)
+    assert together.promised is not None
+    limit_usd = 1.2 * together.promised.cost_usd
+    limited = replace(asked, max_cost_usd=limit_usd)
+    group = group_in(limited, here.options, here.policy)
+    for at in seen:
+        here.arrivals.observe(group, at)
+    # With company it would be within its limit, and is held for that.
+    found = decide(limited, inputs_of(limited, here, START), here.options, here.policy, START)
+    assert (found.action, found.candidates[0].path) == ("hold", "hold")
+    hold(yard, "s0", deadline=START + 3000, constraints={"max_cost_usd": limit_usd})
+    batcher = make_batcher(yard)
+    transactor = await run(yard, batcher)
+    for passed_s in range(0, int(asked.longest_wait_s) + 10, 5):
+        yard.clock.at = START + passed_s
+        for pool in live:
+            batcher._situation.view.report(heartbeat(yard.options, pool, yard.clock.at))
+        await transactor.step()
+    result = yard.results()["s0"]
+    assert result.error is not None
+    assert (result.status, result.error.code) == ("rejected", code)
+    told = dict.fromkeys(live, "max_cost")
+    assert result.error.details == {"premium-eu": "pool_unavailable"} | told
+    assert "boards-us would cost more than constraints.max_cost_usd" in result.error.message
+    (evidence,) = yard.evidence("rejected")
+    assert (evidence.reason, evidence.message) == (code, result.error.message)

@@ -10,6 +10,7 @@ from hold_cases import make_batcher
 from hold_cases import run as run_batcher
 from memory_log import Crash, ProcessKilledError
 from stream_cases import (
+    FLEET,
     MODEL,
     POLICY,
     START,
@@ -226,6 +227,28 @@ class TestSecondRun:
         bare = encode(replace(yard.results()["r1"], response=None))
         results.add(first._replace(value=bare), "here", findings)
         assert [each.kind for each in findings.problems] == ["false_result"]
+
+    async def test_what_is_compared_goes_with_one_that_a_budget_of_energy_counts(self) -> None:
+        devices, pools = FLEET.split("pools:\n")
+        powered = devices.replace("    usd_per_hour:", "    power_w: 700\n    usd_per_hour:")
+        powered += f"pools:\n{pools}"
+        yard = Yard(policy=WATCHED, fleet=powered)
+        yard.publish(body=BODY)
+        await route(yard)
+        await answer(yard, PREMIUM, "r1", "Good.")
+        (again,) = yard.cluster.records(yard.catalogue.reroutes)
+        counted = replace(h.read_profile(again.headers), id="second", counts_energy=True)
+        headers = h.replaced(again.headers, h.encoded(profile=counted))
+        topic, number = again.partition.topic, again.partition.number
+        yard.cluster.publish(Outgoing(topic, b"second", again.value, headers, number))
+        await route(yard)
+        (held,) = [each for each in yard.held() if each.key == b"second"]
+        assert header(held, h.ANSWER)
+        assert h.find(held.headers, h.CRITICAL) == h.ENERGY_FIELD
+        await release(yard)
+        (sent,) = [each for each in yard.lane(BOARDS, "batch") if each.key == b"second"]
+        assert header(sent, h.ANSWER)
+        assert h.find(sent.headers, h.CRITICAL) == h.ENERGY_FIELD
 
     async def test_the_same_label_in_other_clothes_is_no_difference(self) -> None:
         yard = Yard(policy=WATCHED)

@@ -56,7 +56,8 @@ class CPUBackend:
         """Compute one request. Raises CallError."""
         variant = call.placement.model_variant
         texts = _texts(call.request.body.get("input"))
-        self._running[variant] += 1
+        answers = call.profile.answers
+        self._running[variant] += answers
         started_at = self._clock.now()
         # When a thread took it, which is the time that it is charged from.
         began: list[float] = []
@@ -70,7 +71,7 @@ class CPUBackend:
                 call.meter.add(max(0.0, self._clock.now() - began[0]))
             raise
         finally:
-            self._running[variant] -= 1
+            self._running[variant] -= answers
         option = self._options[variant]
         took = Measured(None, device_s)
         self._pace.learn(option, Job("", variant, max(1, tokens), 0), took, device_s)
@@ -79,7 +80,7 @@ class CPUBackend:
         return Outcome(answer, usage, started_at, None, self._clock.now(), device_s)
 
     def load(self) -> Load:
-        """Return the load: requests that are computed or wait for a thread."""
+        """Return the load: answers that are computed or wait for a thread."""
         variants = {
             variant: VariantStatus(
                 running=running,

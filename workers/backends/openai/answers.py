@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from policies.tagging import CHARACTERS_PER_TOKEN
+from policies.request_tokens import CHARACTERS_PER_TOKEN
 from topics import Usage
 from topics.records.request import TOKENS_MAX
 from workers.backends.base import CallError

@@ -85,7 +85,9 @@ class OpenAIBackend:
         self._metrics = ServerMetrics(declared, self._server)
         self._shares = DeviceShare(options[0].replicas)
         self._shares_of = {option.variant: DeviceShare(option.replicas) for option in options}
+        # Answers of each, of so many calls.
         self._running = dict.fromkeys(self._options, 0)
+        self._calls = 0
         self._pace = Pace()
         # The predicted time of each prompt that has no first token yet, by the call's identity.
         self._prompts: dict[int, float] = {}
@@ -115,6 +117,7 @@ class OpenAIBackend:
     async def execute(self, call: Call) -> Outcome:
         """Run one request at the server. Raises CallError."""
         variant, operation = call.placement.model_variant, call.profile.operation
+        profile, answers = call.profile, call.profile.answers
         if operation not in PATHS:
             message = f"a server of this kind has no {operation!r}"
             raise CallError("operation_not_served", message, retry="elsewhere")
@@ -125,11 +128,13 @@ class OpenAIBackend:
             for name, other in self._options.items()
             if name != variant
         )
-        self._running[variant] += 1
-        self._prompts[id(call)] = self._pace.prefill_s(option, call.profile.input_tokens)
+        self._running[variant] += answers
+        prompt_s = self._pace.prefill_s(option, profile.prompt_tokens)
+        self._prompts[id(call)] = profile.prompts * prompt_s
+        self._calls += 1
         began_at, device_s, among_its_own_s = self._loop.time(), 0.0, 0.0
-        mark = self._shares.begin(began_at)
-        own_mark = self._shares_of[variant].begin(began_at)
+        mark = self._shares.begin(began_at, answers)
+        own_mark = self._shares_of[variant].begin(began_at, answers)
         started_at = self._clock.now()
         answer: _Answer | None = None
         has_run = True
@@ -140,11 +145,13 @@ class OpenAIBackend:
             has_run = error.code not in NEVER_RAN
             raise
         finally:
-            self._running[variant] -= 1
+            self._calls -= 1
+            self._running[variant] -= answers
             self._prompts.pop(id(call), None)
             ended_at = self._loop.time()
-            device_s = self._shares.end(mark, ended_at)
-            among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
+            # All its answers are on one replica.
+            device_s = min(ended_at - began_at, self._shares.end(mark, ended_at, answers))
+            among_its_own_s = self._shares_of[variant].end(own_mark, ended_at, answers)
             if answer is None and has_run:
                 call.meter.add(device_s)
         finished_at = self._clock.now()
@@ -165,8 +172,9 @@ class OpenAIBackend:
             ahead_s,
             others_s,
         )
-        self._pace.learn(option, job, took, device_s)
-        self._each_s += (device_s - self._each_s) * NEWEST
+        if answers == 1:
+            self._pace.learn(option, job, took, device_s)
+        self._each_s += (device_s / answers - self._each_s) * NEWEST
         return Outcome(
             Response(200, answer.body),
             usage,
@@ -192,7 +200,7 @@ class OpenAIBackend:
         replicas = next(iter(self._options.values())).replicas
         backlog_s = queued * self._each_s / replicas
         # Servers behind one address are taken to spread what they get.
-        idle = max(0, replicas - sum(self._running.values()))
+        idle = max(0, replicas - self._calls)
         return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known, idle)
 
     @contextlib.contextmanager

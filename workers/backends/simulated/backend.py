@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,27 +15,32 @@ from policies.hardware.accelerator import (
     Refused,
     VariantLimits,
 )
+from policies.hardware.answering import AnsweringReplica
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
+from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.hardware.replica import Ask, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.scoring.slo import kept
 from streams.engine.clock import Clock
-from topics import Profile, Response, ServerLoad, Usage, VariantStatus
+from topics import Profile, Response, ServerLoad, VariantStatus
 from topics.bounded_dict import BoundedDict
 from workers.backends.base import INPUTS_MAX, Call, CallError, Load, Outcome
 from workers.backends.simulated.responses import (
     body,
+    choices_of,
     count_inputs,
     finish_reason,
     output_tokens,
     piece,
     prefix_tokens,
+    usage_of,
 )
+from workers.backends.simulated.run import SimulatedRun, session_of
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
@@ -49,25 +53,6 @@ PIECE_S = 0.05
 # Least time between two looks at the line where nothing happens: a look costs tenths of it.
 LOOK_S_MIN = 0.002
 STREAMED = frozenset({"chat", "completions"})
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    """A call at the pool since ``came_at``; what has no default is set when it begins."""
-
-    name: str
-    call: Call
-    input_tokens: int
-    output_tokens: int
-    came_at: float
-    has_begun: bool = False
-    began_at: float = 0.0
-    ahead_s: float = 0.0
-    others_s: float = 0.0
-    replica: Replica = field(init=False)
-    share: DeviceShare = field(init=False)
-    mark: float = field(init=False)
-    job: Job = field(init=False)
 
 
 class SimulatedBackend:
@@ -91,7 +76,7 @@ class SimulatedBackend:
         self._latency_s = options[0].latency_s * factors.first_token
         self._options = {o.variant: o for o in options}
         self._replicas = [
-            Replica(limits, PrefixCache(), keeps_tpot=options[0].keeps_tpot)
+            AnsweringReplica(limits, PrefixCache(), keeps_tpot=options[0].keeps_tpot)
             for _ in range(options[0].replicas)
         ]
         # By replica, then by variant.
@@ -101,14 +86,17 @@ class SimulatedBackend:
         self._usual_tokens = usual_tokens
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._runs: dict[str, SimulatedRun] = {}
+        """By name, those that have begun and whose calls have not ended."""
         self._first: dict[str, asyncio.Event] = {}
         """By name, set when the first token of a streamed answer is there."""
         self._names = itertools.count()
-        self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
+        self._batches: BoundedDict[str, AnsweringReplica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._fill = PoolFill()
-        self._line: PoolLine[_Run] = PoolLine(self._replicas, self._fill)
+        self._line: PoolLine[SimulatedRun] = PoolLine(self._replicas, self._fill)
+        self._migration = Migration(self._replicas, self._fill) if options[0].migrates else None
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -134,9 +122,9 @@ class SimulatedBackend:
         """
         if self._is_still:
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
-        if count_inputs(call.request) > INPUTS_MAX:
+        if max(call.profile.answers, count_inputs(call.request)) > INPUTS_MAX:
             # Texts may be empty, and then no context limits them.
-            message = f"body.input is a text, or a list of {INPUTS_MAX} texts at most"
+            message = f"a request has {INPUTS_MAX} texts at most, and as many answers"
             raise CallError("request_refused", message, retry="never")
         profile, variant = call.profile, call.placement.model_variant
         # A client may hint that there are none; the model computes one at least.
@@ -146,11 +134,11 @@ class SimulatedBackend:
             # What a server takes beside the device: it comes first, so that an end stays an end.
             await asyncio.sleep(self._latency_s / self._time_scale)
         option = self._options[variant]
-        room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
+        room = min(option.context_tokens, option.kv_capacity_tokens) - profile.prompt_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         ended = finish_reason(call.request, tokens, room)
         # Not the request's id: the same one may run again while its cancelled run still ends.
-        run = _Run(str(next(self._names)), call, input_tokens, tokens, self._model_now())
+        run = SimulatedRun(str(next(self._names)), call, input_tokens, tokens, self._model_now())
         future = self._waiting[run.name] = self._loop.create_future()
         self._enter(run)
         try:
@@ -159,13 +147,14 @@ class SimulatedBackend:
         except asyncio.CancelledError:
             if run.has_begun:
                 call.meter.add(*await self._taken_out(run))
-                run.replica.keep(variant, _session(profile), run.job.cached_tokens)
+                run.replica.keep(variant, session_of(profile), run.job.cached_tokens)
             raise
         finally:
             self._waiting.pop(run.name, None)
+            self._runs.pop(run.name, None)
             ended_at, share_s = self._model_now(), 0.0
             if run.has_begun:
-                share_s = run.share.end(run.mark, ended_at)
+                share_s = run.leave(ended_at)
             else:
                 self._line.leave(run)
         # The wait in the line is the pool's doing, not the devices'.
@@ -177,15 +166,16 @@ class SimulatedBackend:
             run.ahead_s,
             run.others_s,
         )
-        self._pace.learn(self._options[variant], run.job, took, done.device_s)
-        run.replica.keep(variant, _session(profile), input_tokens + tokens)
+        if profile.answers == 1:
+            self._pace.learn(self._options[variant], run.job, took, done.device_s)
+        run.replica.keep(variant, session_of(profile), input_tokens + tokens)
         cached = run.job.cached_tokens
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
         answer = body(call.request, profile, variant, (tokens, cached), self._clock.now(), ended)
         outcome = Outcome(
             Response(200, answer),
-            Usage(profile.input_tokens, tokens, min(cached, profile.input_tokens)),
+            usage_of(profile, tokens, cached),
             started_at=origin_s + done.started_at / self._time_scale,
             first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
             finished_at=origin_s + done.finished_at / self._time_scale,
@@ -196,7 +186,7 @@ class SimulatedBackend:
 
     def _count_kept(self, profile: Profile, outcome: Outcome, tokens: int) -> None:
         """Tell the pool's fill whether a request with a latency SLO kept it."""
-        if not profile.is_urgent:
+        if not profile.is_urgent or profile.answers > 1:
             return
         first_at, tpot_s = outcome.first_token_at, None
         if first_at is not None and tokens > 1:
@@ -211,37 +201,43 @@ class SimulatedBackend:
         self._fill.ended(is_kept=found["all"])
 
     async def _streamed(
-        self, run: _Run, done: asyncio.Future[Completion], ended: str
+        self, run: SimulatedRun, done: asyncio.Future[Completion], ended: str
     ) -> Completion:
         """Tell the pieces of an answer as they are decoded, if that is wanted, and wait for it."""
         call = run.call
         if call.tell is None or call.profile.operation not in STREAMED:
             return await done
-        first, sent = self._first.setdefault(run.name, asyncio.Event()), 0
+        first = self._first.setdefault(run.name, asyncio.Event())
+        shown = choices_of(call.request, call.profile)
+        sent = dict.fromkeys(shown, 0)
         what = (call.request, call.profile.operation, call.placement.model_variant)
         begins = asyncio.ensure_future(first.wait())
         either: set[asyncio.Future[Any]] = {begins, done}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             while not done.done():
-                accelerator = run.replica.accelerator
-                tokens = max(1, accelerator.output_tokens_of(run.name, self._model_now()))
-                if tokens > sent:
-                    await call.tell(piece(*what, (sent, tokens), self._clock.now()))
-                    sent = tokens
+                written = run.replica.written_of(run.name, self._model_now())
+                for index, at in enumerate(shown):
+                    if written[at] > sent[at]:
+                        since = sent[at], written[at]
+                        await call.tell(piece(*what, since, self._clock.now(), index=index))
+                        sent[at] = written[at]
                 await asyncio.wait({done}, timeout=PIECE_S)
-            found, since = done.result(), (sent, run.output_tokens)
-            await call.tell(piece(*what, since, self._clock.now(), ended))
+            found = done.result()
+            for index, at in enumerate(shown):
+                since = sent[at], run.output_tokens
+                await call.tell(piece(*what, since, self._clock.now(), ended, index))
         finally:
             begins.cancel()
             del self._first[run.name]
         return found
 
-    async def _taken_out(self, run: _Run) -> tuple[float, int, int]:
+    async def _taken_out(self, run: SimulatedRun) -> tuple[float, int, int]:
         """Cancel a job, and return its device time and tokens: known when its iteration ends."""
         left = self._waiting[run.name] = self._loop.create_future()
-        accelerator = run.replica.accelerator
-        if not accelerator.cancel(run.name, self._model_now()) or self._is_still:
+        # It may have left its replica by now, and the driver not know it yet.
+        self._advance(self._model_now())
+        if not run.replica.cancel(run.name, self._model_now()) or self._is_still:
             return 0.0, 0, 0
         # What waited for its place is due sooner than the driver thinks.
         self._changed.set()
@@ -257,7 +253,7 @@ class SimulatedBackend:
     def _is_still(self) -> bool:
         return self._driver is None or self._driver.done()
 
-    def _others_s(self, replica: Replica, variant: str) -> float:
+    def _others_s(self, replica: AnsweringReplica, variant: str) -> float:
         """Return one iteration of every other variant that runs on a replica."""
         return sum(
             self._pace.step_s(option, replica.accelerator.running_of(name))
@@ -268,14 +264,14 @@ class SimulatedBackend:
     async def probe(self, variant: str) -> None:
         """Return at once: a simulated server never fails by itself."""
 
-    def _enter(self, run: _Run) -> None:
+    def _enter(self, run: SimulatedRun) -> None:
         """Begin a call on the best replica, or let it wait in the line for one with room."""
         profile, batch_id = run.call.profile, run.call.placement.batch_id
         ask = Ask.of(
             profile,
             run.call.placement.model_variant,
-            run.input_tokens,
-            _session(profile),
+            max(1, profile.prompt_tokens),
+            session_of(profile),
             self._clock.now(),
             self._time_scale,
         )
@@ -291,9 +287,9 @@ class SimulatedBackend:
         for run, index in self._line.start(self._model_now()):
             self._begin(run, self._replicas[index])
 
-    def _begin(self, run: _Run, replica: Replica) -> None:
+    def _begin(self, run: SimulatedRun, replica: AnsweringReplica) -> None:
         call, variant, now = run.call, run.call.placement.model_variant, self._model_now()
-        session = _session(call.profile)
+        session = session_of(call.profile)
         cached = replica.cached_tokens(variant, session)
         cached = min(cached, prefix_tokens(call.request, run.input_tokens))
         tokens = run.input_tokens, run.output_tokens, cached
@@ -304,13 +300,13 @@ class SimulatedBackend:
             priority=-call.urgency,
             tpot_s=self._in_model(call.profile.tpot_s),
         )
-        run.has_begun, run.began_at, run.replica = True, now, replica
         run.ahead_s, run.others_s = replica.backlog_s, self._others_s(replica, variant)
-        run.share = self._shares[self._replicas.index(replica)][variant]
-        run.mark = run.share.begin(now)
-        replica.submit(run.job, now, session)
+        run.enter(replica, self._shares[self._replicas.index(replica)][variant], now)
+        run.has_begun, run.began_at, self._runs[run.name] = True, now, run
+        counts = call.profile.prompts, call.profile.replies
+        replica.submit_answers(run.job, *counts, now, session)
 
-    def _replica_for(self, batch_id: str | None, ask: Ask) -> Replica:
+    def _replica_for(self, batch_id: str | None, ask: Ask) -> AnsweringReplica:
         """Return the replica to run on; a batch is sized for one device, spreading costs more."""
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
@@ -355,15 +351,16 @@ class SimulatedBackend:
 
     async def _drive(self) -> None:
         while True:
-            now = self._model_now()
-            for replica in self._replicas:
-                for event in replica.advance(now):
-                    self._tell(event)
+            self._advance(self._model_now())
             self._start_line()
-            due = [r.accelerator.next_event_at() for r in self._replicas]
             now = self._model_now()
-            if (look_at := self._line.due_at(now)) is not None:
-                due.append(max(look_at, now + LOOK_S_MIN * self._time_scale))
+            looks = [self._line.due_at(now)]
+            if self._migration is not None:
+                self._migration.look(now)
+                looks.append(self._migration.due_at(now))
+            due = [r.accelerator.next_event_at() for r in self._replicas]
+            soonest = self._model_now() + LOOK_S_MIN * self._time_scale
+            due += [max(at, soonest) for at in looks if at is not None]
             wait_s = SLEEP_S_MAX
             if upcoming := [at for at in due if at is not None]:
                 wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
@@ -373,6 +370,16 @@ class SimulatedBackend:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _advance(self, now: float) -> None:
+        """Let the devices run up to now, and tell what has happened on them."""
+        for replica in self._replicas:
+            for event in replica.advance(now):
+                target = None if self._migration is None else self._migration.note(event, now)
+                if target is not None and (run := self._runs.get(event.id)) is not None:
+                    variant = run.call.placement.model_variant
+                    run.enter(self._replicas[target], self._shares[target][variant], now)
+                self._tell(event)
 
     def _tell(self, event: object) -> None:
         if isinstance(event, FirstToken) and (first := self._first.get(event.id)) is not None:
@@ -389,8 +396,3 @@ class SimulatedBackend:
 
     def _model_now(self) -> float:
         return (self._loop.time() - self._began_at) * self._time_scale
-
-
-def _session(profile: Profile) -> str | None:
-    """Return the session of a request; two tenants may use one name, and share nothing."""
-    return None if profile.session is None else f"{profile.tenant}/{profile.session}"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from topics import InferenceRequest, Profile
+from topics import InferenceRequest, Profile, Usage
 
 EMBEDDING_DIMENSIONS = 384
 _WORDS = ("the", "yard", "sorts", "each", "wagon", "to", "its", "own", "track", "and")
@@ -67,6 +67,11 @@ def _drawn(request_id: str, expected: int) -> int:
     return max(1, round(-math.log(share) * expected))
 
 
+def usage_of(profile: Profile, tokens: int, cached: int) -> Usage:
+    """Return the usage of replies of so many tokens each."""
+    return Usage(profile.input_tokens, profile.answers * tokens, min(cached, profile.input_tokens))
+
+
 def body(
     request: InferenceRequest,
     profile: Profile,
@@ -81,18 +86,19 @@ def body(
         request: whose answer it is.
         profile: of the request.
         variant: the variant that computed it.
-        counts: tokens of the reply, and tokens of the prompt that were cached.
+        counts: tokens of each reply, and tokens of the prompt that were cached.
         created: epoch seconds.
         ended: its finish reason.
     """
     tokens, cached = counts
-    answer = _ANSWERS.get(profile.operation, _completion)(request, tokens, ended)
+    answer = _ANSWERS.get(profile.operation, _completion)(request, profile, tokens, ended)
+    written = profile.answers * tokens
     usage: dict[str, Any] = {
         "prompt_tokens": profile.input_tokens,
-        "total_tokens": profile.input_tokens + tokens,
+        "total_tokens": profile.input_tokens + written,
     }
     if profile.operation != "embeddings":
-        usage["completion_tokens"] = tokens
+        usage["completion_tokens"] = written
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
     return (
         {"id": f"sim-{request.id}", "created": int(created), "model": variant}
@@ -108,6 +114,7 @@ def piece(
     since: tuple[int, int],
     created: float,
     ended: str | None = None,
+    index: int = 0,
 ) -> dict[str, Any]:
     """Return a chunk of a streamed chat or completion, as an OpenAI-compatible server sends it.
 
@@ -118,10 +125,11 @@ def piece(
         since: tokens that were sent before, and those there are now.
         created: epoch seconds.
         ended: the finish reason, if the answer ends with it.
+        index: of the choice that it is of.
     """
     before, tokens = since
     text = _text(tokens)[len(_text(before)) :]
-    choice: dict[str, Any] = {"index": 0}
+    choice: dict[str, Any] = {"index": index}
     if operation == "chat":
         choice["delta"] = {"content": text} if before else {"role": "assistant", "content": text}
     else:
@@ -136,6 +144,19 @@ def piece(
     }
 
 
+def choices_of(request: InferenceRequest, profile: Profile) -> list[int]:
+    """Return which of all replies the client gets, in the order of its choices.
+
+    Those to one prompt stand together; ``best_of`` has more written than are shown.
+    """
+    shown = min(request.choices, profile.replies)
+    return [
+        prompt * profile.replies + reply
+        for prompt in range(profile.prompts)
+        for reply in range(shown)
+    ]
+
+
 def _text(tokens: int) -> str:
     return " ".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
@@ -145,22 +166,32 @@ def finish_reason(request: InferenceRequest, tokens: int, room_tokens: int) -> s
     return "length" if tokens == request.output_tokens_max or tokens >= room_tokens else "stop"
 
 
-def _chat(_request: InferenceRequest, tokens: int, ended: str) -> dict[str, Any]:
+def _chat(request: InferenceRequest, profile: Profile, tokens: int, ended: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": _text(tokens)}
     return {
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": ended}],
+        "choices": [
+            {"index": index, "message": message, "finish_reason": ended}
+            for index, _ in enumerate(choices_of(request, profile))
+        ],
     }
 
 
-def _completion(_request: InferenceRequest, tokens: int, ended: str) -> dict[str, Any]:
+def _completion(
+    request: InferenceRequest, profile: Profile, tokens: int, ended: str
+) -> dict[str, Any]:
     return {
         "object": "text_completion",
-        "choices": [{"index": 0, "text": _text(tokens), "finish_reason": ended}],
+        "choices": [
+            {"index": index, "text": _text(tokens), "finish_reason": ended}
+            for index, _ in enumerate(choices_of(request, profile))
+        ],
     }
 
 
-def _embeddings(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
+def _embeddings(
+    request: InferenceRequest, _profile: Profile, _tokens: int, _ended: str
+) -> dict[str, Any]:
     rows = [
         {"object": "embedding", "index": index, "embedding": _vector(f"{request.id}/{index}")}
         for index in range(count_inputs(request))
@@ -184,12 +215,14 @@ def _vector(seed: str) -> list[float]:
     return [round(value / norm, 6) for value in raw]
 
 
-def _moderations(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
+def _moderations(
+    request: InferenceRequest, _profile: Profile, _tokens: int, _ended: str
+) -> dict[str, Any]:
     result = {"flagged": False, "categories": {}, "category_scores": {}}
     return {"results": [result] * count_inputs(request)}
 
 
-_ANSWERS: dict[str, Callable[[InferenceRequest, int, str], dict[str, Any]]] = {
+_ANSWERS: dict[str, Callable[[InferenceRequest, Profile, int, str], dict[str, Any]]] = {
     "chat": _chat,
     "completions": _completion,
     "embeddings": _embeddings,
