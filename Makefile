@@ -61,7 +61,7 @@ chaos: setup
 	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) --rate $(RATE) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REQUESTS),--requests $(REQUESTS)) $(if $(TABLE),--table $(TABLE))
 
-# On a Kafka of three brokers, what happens to those: about 6 minutes.
+# On a Kafka of three brokers, what happens to those: about 8 minutes.
 chaos-cluster: export PYTHONDONTWRITEBYTECODE =
 chaos-cluster: setup
 	$(VENV)/bin/python tests/chaos/run.py --nodes 3 --rounds 1 --rate 20 $(if $(SEED),--seed $(SEED)) \

@@ -3,7 +3,9 @@
 A broker that freezes or loses its power closes no connection. aiokafka waits for each request to it
 for 40 s, still asks it for metadata, and opens connections one after the other, so that one that
 hangs delays all others. The other brokers know after the broker's session: a broker that is no
-longer in their metadata is taken for lost.
+longer in their metadata is taken for lost. And aiokafka asks those brokers alone that it knows:
+where all of them came back under other addresses, it would ask in vain for ever, so the bootstrap
+addresses are asked again.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ from aiokafka.producer import producer as aiokafka_producer
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import BrokerMetadata
 
 from topics import Settings
 
@@ -166,13 +169,41 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             except (KafkaError, TimeoutError) as error:
                 logger.warning("broker %s does not say which brokers there are: %r", node, error)
                 continue
-            if not metadata.brokers:
-                return False
-            cluster_metadata.update_metadata(metadata)
-            self._look_round(cluster_metadata)
-            return True
+            return self._learn(cluster_metadata, metadata)
+        for host, port, _ in self.hosts:
+            if (metadata := await self._told_by_bootstrap(host, port, request)) is not None:
+                return self._learn(cluster_metadata, metadata)
         cluster_metadata.failed_update(None)
         return False
+
+    def _learn(self, cluster_metadata: Any, metadata: Any) -> bool:
+        if not metadata.brokers:
+            return False
+        cluster_metadata.update_metadata(metadata)
+        self._look_round(cluster_metadata)
+        return True
+
+    async def _told_by_bootstrap(self, host: str, port: int, request: Any) -> Any:
+        """Return the answer of a bootstrap address, or None.
+
+        Where all brokers came back under other addresses, nobody is at those that the library goes
+        by for as long as it runs.
+        """
+        if (host, port) in {(broker.host, broker.port) for broker in self.cluster.brokers()}:
+            return None
+        name = f"bootstrap {host}:{port}"
+        self.cluster._bootstrap_brokers[name] = BrokerMetadata(name, host, port, None)  # noqa: SLF001 - where the library looks for an address
+        # Not by this class: an address that was a lost broker's may be that of a new one.
+        connection = await super()._get_conn(name)
+        try:
+            return None if connection is None else await connection.send(request)
+        except (KafkaError, TimeoutError) as error:
+            logger.warning("%s does not say which brokers there are: %r", name, error)
+            return None
+        finally:
+            if connection is not None:
+                self._conns.pop((name, ConnectionGroup.DEFAULT), None)
+                connection.close()
 
     async def _metadata_turn(self) -> None:
         """Wait if this client has asked often lately.

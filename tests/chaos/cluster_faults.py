@@ -27,6 +27,8 @@ BROKER_SESSION_S = SESSION_MS_OF_SEVERAL / 1000
 # Longer than Kafka waits for a broker that it does not hear of, so that leaders are elected.
 AWAY_S = 12.0
 FROZEN_S = 20.0
+# With one broker gone two replicas are in sync, which suffice; with two Kafka has no controller.
+ONE_GONE_S, TWO_GONE_S = 8.0, 15.0
 IDLE_MS = 15_000
 GROUPS, TRANSACTIONS = "__consumer_offsets", "__transaction_state"
 
@@ -136,6 +138,20 @@ async def lack_replicas(scene: ClusterScene) -> None:
     await require_in_sync(scene, 2, topics)
 
 
+async def lose_majority(scene: ClusterScene) -> None:
+    """`kill -9` of two brokers, the second after 8 s; both back after 15 s without a majority"""
+    first = await scene.leader()
+    second = scene.rng.choice([number for number in (1, 2, 3) if number != first])
+    await asyncio.to_thread(scene.node(first).kill)
+    await asyncio.sleep(ONE_GONE_S)
+    await asyncio.to_thread(scene.node(second).kill)
+    await asyncio.sleep(TWO_GONE_S)
+    # A node that starts alone waits for a majority of controllers, for ever if it has to.
+    nodes = (scene.node(first), scene.node(second))
+    await asyncio.gather(*(asyncio.to_thread(node.start) for node in nodes))
+    await settled(scene.kafka)
+
+
 async def leave_broker_idle(scene: ClusterScene) -> None:
     """A broker that leads nothing for 40 s; idle connections are closed after 15 s"""
     number = scene.rng.choice((1, 2, 3))
@@ -159,6 +175,7 @@ CLUSTER_FAULTS: tuple[Fault, ...] = (
     elect_preferred,
     reassign_partitions,
     lack_replicas,
+    lose_majority,
     leave_broker_idle,
 )
 

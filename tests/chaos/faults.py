@@ -235,7 +235,7 @@ async def deny_results(scene: LoneScene) -> None:
     await each(scene.kafka.delete_acls([AclBindingFilter(*rule, *denied)]))
 
 
-async def grow_partitions(scene: LoneScene) -> None:
+async def grow_partitions(scene: Scene) -> None:
     """Partitions of every topic grown from 4 to 6, then each process restarted with 6"""
     system = scene.system
     # A request that comes twice may now come on two partitions, where none knows the other.

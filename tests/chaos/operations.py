@@ -76,7 +76,7 @@ class _DescribeQuorum(Request[_DescribeQuorumStruct]):
         return struct([("__cluster_metadata", [(0, {})], {})], {})
 
 
-async def _ask(bootstrap_servers: str, request: Any) -> Any:
+async def ask(bootstrap_servers: str, request: Any) -> Any:
     """Send a request to any broker, which hands it on to the controller."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=10_000)
     await client.bootstrap()
@@ -88,7 +88,7 @@ async def _ask(bootstrap_servers: str, request: Any) -> Any:
 
 async def controller(bootstrap_servers: str) -> int:
     """Return the number of the node that leads the quorum."""
-    response = await _ask(bootstrap_servers, _DescribeQuorum())
+    response = await ask(bootstrap_servers, _DescribeQuorum())
     return response.topics[0][1][0][2]
 
 
@@ -98,7 +98,7 @@ async def reassign(bootstrap_servers: str, replicas: Mapping[Place, Collection[i
     for (topic, number), nodes in replicas.items():
         by_topic.setdefault(topic, []).append((number, list(nodes), {}))
     topics = [(topic, partitions, {}) for topic, partitions in by_topic.items()]
-    response = await _ask(bootstrap_servers, AlterPartitionReassignmentsRequest(10_000, topics, {}))
+    response = await ask(bootstrap_servers, AlterPartitionReassignmentsRequest(10_000, topics, {}))
     wrong = [(name, p[0], p[1]) for name, ps, _ in response.responses for p in ps if p[1]]
     assert not response.error_code, response
     assert not wrong, wrong

@@ -31,8 +31,10 @@ from faults import (
     Fault,
     LoneScene,
     Scene,
+    grow_partitions,
 )
 from guarded_doors import ALL, Door, Doors
+from kafka_upgrade import OLD, upgrade_kafka
 from ledger import Ledger
 from load import Load
 from lost_tail import lose_tail
@@ -56,10 +58,15 @@ from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
 from topics.embedded_broker.broker import EmbeddedBroker, Listener
 from topics.embedded_broker.cluster import EmbeddedCluster
+from topics.embedded_broker.jars import KAFKA_VERSION
 from topics.embedded_broker.settings import free_port
 
 # What Kafka has lost is lost for all that come after.
-LAST_CLUSTER_FAULTS: tuple[Fault, ...] = (lose_tail,)
+LAST_CLUSTER_FAULTS: tuple[Fault, ...] = (
+    lose_tail,
+    grow_partitions,
+    *((upgrade_kafka,) if KAFKA_VERSION == OLD else ()),
+)
 # Without a fault, before the first one; and after the last result, for whatever would come twice.
 CALM_S = 7.0
 # Longest wait for processes to start, on a busy machine.

@@ -14,12 +14,12 @@ import orjson
 import pytest
 import yaml
 from cluster_faults import CLUSTER_FAULTS
-from faults import FAULTS, LAST_FAULTS
+from faults import FAULTS, LAST_FAULTS, grow_partitions
 from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
 from lost_tail import lose_tail
 from recovery import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
-from run import Asked, command, schedule
+from run import LAST_CLUSTER_FAULTS, Asked, command, schedule
 from running_system import System
 from silent_pool import MUTE, MuteServer, fleet_with
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, worst_rows, write
@@ -341,9 +341,11 @@ class TestSchedule:
     def test_on_three_brokers_the_faults_are_those_of_brokers(self) -> None:
         asked = dataclasses.replace(ASKED, nodes=3)
         found = [fault for _, fault in schedule(random.Random(7), asked, lambda: 0)]
-        assert set(found[:-1]) == set(CLUSTER_FAULTS)
-        assert found[-1] is lose_tail
-        assert len(found) == 2 * len(CLUSTER_FAULTS) + 1
+        in_rounds = 2 * len(CLUSTER_FAULTS)
+        assert set(found[:in_rounds]) == set(CLUSTER_FAULTS)
+        # What is lost is counted in the partitions that there were.
+        assert found[in_rounds : in_rounds + 2] == [lose_tail, grow_partitions]
+        assert found[in_rounds:] == list(LAST_CLUSTER_FAULTS)
         assert command(asked).endswith("--nodes 3")
 
     def test_what_lasts_comes_while_the_last_requests_do(self) -> None:

@@ -1,19 +1,22 @@
-"""Producers on four Kafka clients, each a program of its own that publishes what it is told.
+"""Programs on six Kafka clients, each of which publishes and reads what it is told.
 
 What they are told and answer stands in dialogue.py.
 """
 
 import asyncio
 import base64
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import orjson
 
@@ -77,6 +80,36 @@ class Batch:
         return orjson.dumps(told) + b"\n"
 
 
+@dataclass(frozen=True)
+class Read:
+    """A record that a client has read."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    digest: str | None
+    """SHA-256 of the value."""
+    headers: Sequence[tuple[str, bytes | None]]
+    """By name: KafkaJS keeps the order of those of one name alone."""
+
+    @classmethod
+    def told(cls, partition: int, offset: int, key: Any, digest: Any, headers: Any) -> Self:
+        """Return a record that a program tells of."""
+        named = [(name, _bytes(each)) for name, each in headers]
+        return cls(partition, offset, _bytes(key), digest, sorted(named, key=itemgetter(0)))
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """Return a record of aiokafka."""
+        digest = None if record.value is None else hashlib.sha256(record.value).hexdigest()
+        headers = sorted(record.headers, key=itemgetter(0))
+        return cls(record.partition, record.offset, record.key, digest, headers)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
 def _text(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
 
@@ -109,13 +142,31 @@ def _java(directory: Path) -> list[str]:
 
 
 def _franz(directory: Path) -> list[str]:
+    return _go(directory, "franz")
+
+
+def _sarama(directory: Path) -> list[str]:
+    return _go(directory, "sarama")
+
+
+def _go(directory: Path, name: str) -> list[str]:
     go = shutil.which("go")
     assert go is not None
-    program = directory / "franz"
+    program = directory / name
     # What isn't optimised is built in two thirds of the time.
     flags = ["-buildvcs=false", "-gcflags=all=-N -l"]
-    _build([go, "build", *flags, "-o", str(program), "."], HERE / "franz")
+    _build([go, "build", *flags, "-o", str(program), "."], HERE / name)
     return [str(program)]
+
+
+def _kafkajs(directory: Path) -> list[str]:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    assert node is not None
+    assert npm is not None
+    for name in ("package.json", "package-lock.json", "producer.mjs"):
+        shutil.copy(HERE / "kafkajs" / name, directory)
+    _build([npm, "ci", "--silent"], directory)
+    return [node, str(directory / "producer.mjs")]
 
 
 def _build(command: Sequence[str], directory: Path) -> None:
@@ -131,13 +182,23 @@ CLIENTS: dict[str, Callable[[Path], list[str]]] = {
     "java": _java,
     "franz-go": _franz,
     "kafka-python": _kafka_python,
+    "sarama": _sarama,
+    "kafkajs": _kafkajs,
 }
+NEEDS = {"franz-go": "go", "sarama": "go", "kafkajs": "npm"}
+
+
+@functools.cache
+def _built(client: str, directory: Path) -> list[str]:
+    directory.mkdir()
+    return CLIENTS[client](directory)
 
 
 def missing(client: str) -> str | None:
     """Return why a client can't be had on this machine, None where it can."""
-    if client == "franz-go" and shutil.which("go") is None:
-        return "no `go` to build the producer on franz-go with"
+    needed = NEEDS.get(client)
+    if needed and shutil.which(needed) is None:
+        return f"no `{needed}` to build the producer on {client} with"
     return None
 
 
@@ -156,9 +217,8 @@ class Publisher:
         return self._directory / "log"
 
     async def __aenter__(self) -> Self:
-        self._directory.mkdir()
-        command = await asyncio.to_thread(CLIENTS[self._client], self._directory)
-        with self._log.open("wb") as log:
+        command = await asyncio.to_thread(_built, self._client, self._directory)
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 self._bootstrap_servers,
@@ -182,13 +242,22 @@ class Publisher:
 
     async def publish(self, batch: Batch) -> None:
         """Publish a batch and take down what came of it."""
+        batch.outcomes = await self._ask(batch.line())
+        assert len(batch.outcomes) == len(batch.messages)
+
+    async def read(self, topic: str, partitions: int, count: int) -> list[Read]:
+        """Return what is committed in a topic, which is known to be at least so many records."""
+        asked = {"read": topic, "partitions": partitions, "count": count}
+        told = await self._ask(orjson.dumps(asked) + b"\n")
+        return [Read.told(*each) for each in told]
+
+    async def _ask(self, line: bytes) -> Any:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(batch.line())
+        self._process.stdin.write(line)
         await self._process.stdin.drain()
         async with asyncio.timeout(ANSWER_S_MAX):
             answer = await self._process.stdout.readline()
         assert answer, f"{self._client} has ended:\n{self._log.read_text()[-3000:]}"
-        batch.outcomes = orjson.loads(answer)
-        assert len(batch.outcomes) == len(batch.messages)
+        return orjson.loads(answer)

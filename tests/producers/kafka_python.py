@@ -1,10 +1,10 @@
-"""A producer on kafka-python."""
+"""A producer, and a reader, on kafka-python."""
 
 import sys
 from typing import Any
 
-from dialogue import Outcome, converse
-from kafka import KafkaProducer
+from dialogue import MORE_S, Outcome, converse, told
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 SERVERS = sys.argv[1]
 REQUEST_BYTES_MAX = 8_000_000
@@ -62,4 +62,23 @@ def _outcome(future: Any) -> Outcome:
     return offset
 
 
-converse(publish)
+def read(asked: dict[str, Any]) -> list[list[Any]]:
+    consumer = KafkaConsumer(
+        bootstrap_servers=SERVERS,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    consumer.assign([TopicPartition(asked["read"], n) for n in range(asked["partitions"])])
+    found: list[list[Any]] = []
+    while (polled := consumer.poll(1000 * MORE_S)) or len(found) < asked["count"]:
+        found += [
+            told(r.partition, r.offset, r.key, r.value, r.headers)
+            for records in polled.values()
+            for r in records
+        ]
+    consumer.close()
+    return found
+
+
+converse(publish, read)

@@ -1,10 +1,10 @@
-"""A producer on librdkafka, through confluent-kafka."""
+"""A producer, and a reader, on librdkafka, through confluent-kafka."""
 
 import sys
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
-from dialogue import Outcome, converse
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from dialogue import MORE_S, Outcome, converse, told
 
 SERVERS = sys.argv[1]
 REQUEST_BYTES_MAX = 8_000_000
@@ -61,4 +61,24 @@ def _send(
         outcomes[index] = repr(error)
 
 
-converse(publish)
+def read(asked: dict[str, Any]) -> list[list[Any]]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": SERVERS,
+            "group.id": "unused",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+        }
+    )
+    numbers = range(asked["partitions"])
+    consumer.assign([TopicPartition(asked["read"], n, OFFSET_BEGINNING) for n in numbers])
+    found: list[list[Any]] = []
+    while (polled := consumer.poll(MORE_S)) is not None or len(found) < asked["count"]:
+        if polled is not None and polled.error() is None:
+            place = (polled.partition(), polled.offset())
+            found.append(told(*place, polled.key(), polled.value(), polled.headers()))
+    consumer.close()
+    return found
+
+
+converse(publish, read)

@@ -14,6 +14,7 @@ from running_system import FLEET, FLEET_WITH_ABSENT, Place, System, chat, eventu
 from two_logs import KafkaGround, kept
 
 from streams.engine.log import Outgoing, Partition
+from topics.embedded_broker.jars import KAFKA_VERSION
 from topics.registry import CANCELLATION_BYTES_MAX
 
 pytestmark = [
@@ -25,6 +26,8 @@ MIB = 1024 * 1024
 PARTITION = 1
 ENDS_S_MAX = 60.0
 KAFKA_REFUSES = "Kafka refuses it"
+# What is refused here is what Kafka 4.3.1 refuses. Others look less or more closely.
+IS_KAFKA_ANOTHER = KAFKA_VERSION != "4.3.1"
 
 GOOD, SECOND = record(b"k", b"{}"), record(b"k", b"{}", at=1)
 GARBAGE = random.Random(1).randbytes(500)
@@ -156,8 +159,9 @@ async def test_each_batch_ends_and_those_beside_it_are_served(system: System, co
     for kind, (data, count, ends) in raw_batches(codec).items():
         beside.append(f"beside {kind}, {codec}")
         error, offset = await publish_beside(system, beside[-1], data)
-        assert (error != 0) == (ends == KAFKA_REFUSES), f"{kind}: Kafka's error is {error}"
-        if not error:
+        is_as_expected = (error != 0) == (ends == KAFKA_REFUSES)
+        assert is_as_expected or IS_KAFKA_ANOTHER, f"{kind}: Kafka's error is {error}"
+        if not error and is_as_expected:
             letters = letters_of(offset, count, ends)
             expected |= {(topic, PARTITION, at): [reason] for at, reason in letters.items()}
         if kind == TAKEN:
@@ -192,9 +196,9 @@ async def test_who_reads_cancellations_reads_on(system: System, codec: str) -> N
         if len(data) > CANCELLATION_BYTES_MAX or count > 2:
             continue
         error, offset = await publish_batch(system, topic, PARTITION, data)
-        assert (error != 0) == (ends == KAFKA_REFUSES)
+        assert (error != 0) == (ends == KAFKA_REFUSES) or IS_KAFKA_ANOTHER
         # What is no request may be a cancellation.
-        if ends in {"undecodable_batch", "corrupt_batch"}:
+        if not error and ends in {"undecodable_batch", "corrupt_batch"}:
             letters = letters_of(offset, count, ends)
             expected |= {(topic, PARTITION, at): [reason] for at, reason in letters.items()}
     name = f"to be cancelled, {codec}"

@@ -1,4 +1,7 @@
-"""A Kafka that goes away: no process is ready meanwhile, each lives, and each can be stopped."""
+"""A Kafka that goes away: no process is ready meanwhile, each lives, and each can be stopped.
+
+It comes back where it was, or elsewhere: then the bootstrap address alone still leads to it.
+"""
 
 import asyncio
 import contextlib
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from gateway_cases import opened_door
+from proxy import Proxy
 from running_system import System, chat, eventually
 from served_pages import asked
 
@@ -31,10 +35,12 @@ async def test_processes_outlive_a_kafka_that_is_away_are_not_ready_and_can_be_s
             return all([(await asked(port, path))[0] == status for port in ports.values()])
         return False
 
-    with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
+    front = free_port()
+    with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker, contextlib.ExitStack() as ways:
+        ways.enter_context(Proxy(front, broker.port))
         prefix = f"away-{os.getpid()}"
         async with System(
-            broker.bootstrap_servers, prefix, tmp_path, env_of=env_of, policy_speed=1.0
+            f"127.0.0.1:{front}", prefix, tmp_path, env_of=env_of, policy_speed=1.0
         ) as system:
             system.start("router", "premium-eu")
             system.processes["gateway"] = opened_door(system, ports["gateway"]).process
@@ -49,6 +55,14 @@ async def test_processes_outlive_a_kafka_that_is_away_are_not_ready_and_can_be_s
             await eventually(lambda: all_say("/readyz", 200), "all are ready again", 60)
             await system.publish(chat("after", deadline=time.time() + 60))
             await system.wait_for_results(["after"])
+            ways.close()
+            await asyncio.to_thread(broker.stop)
+            broker.port = free_port()
+            await asyncio.to_thread(broker.start)
+            ways.enter_context(Proxy(front, broker.port))
+            await eventually(lambda: all_say("/readyz", 200), "all have found it elsewhere", 60)
+            await system.publish(chat("elsewhere", deadline=time.time() + 60))
+            await system.wait_for_results(["elsewhere"])
             # What runs can't be told to a broker that is gone.
             running = chat("running", deadline=time.time() + 60)
             running["body"]["max_tokens"] = 4000

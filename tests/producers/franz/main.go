@@ -1,9 +1,11 @@
-// A producer on franz-go; it is spoken to as dialogue.py says.
+// A producer, and a reader, on franz-go; it is spoken to as dialogue.py says.
 package main
 
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"log"
 	"os"
@@ -13,6 +15,9 @@ import (
 )
 
 const requestBytesMax = 8_000_000
+
+// Nothing more comes where nothing has come for so long.
+const moreMax = time.Second
 
 type header struct {
 	name  string
@@ -33,6 +38,9 @@ type record struct {
 }
 
 type batch struct {
+	Read                 string   `json:"read"`
+	Partitions           int32    `json:"partitions"`
+	Count                int      `json:"count"`
 	Codec                string   `json:"codec"`
 	Mode                 string   `json:"mode"`
 	Topic                string   `json:"topic"`
@@ -57,7 +65,13 @@ func main() {
 		if err := lines.Decode(&next); err != nil {
 			log.Fatal(err)
 		}
-		if err := answers.Encode(publish(os.Args[1], next)); err != nil {
+		var answer []any
+		if next.Read != "" {
+			answer = read(os.Args[1], next)
+		} else {
+			answer = publish(os.Args[1], next)
+		}
+		if err := answers.Encode(answer); err != nil {
 			log.Fatal(err)
 		}
 	}
@@ -121,6 +135,43 @@ func made(topic string, r record) *kgo.Record {
 		sent.Timestamp = time.UnixMilli(*r.TimestampMs)
 	}
 	return sent
+}
+
+func read(servers string, b batch) []any {
+	partitions := map[int32]kgo.Offset{}
+	for number := range b.Partitions {
+		partitions[number] = kgo.NewOffset().AtStart()
+	}
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(servers),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{b.Read: partitions}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+	)
+	check(err)
+	defer client.Close()
+	var found []any
+	for more := true; more || len(found) < b.Count; {
+		ctx, cancel := context.WithTimeout(context.Background(), moreMax)
+		polled := client.PollFetches(ctx).Records()
+		cancel()
+		for _, r := range polled {
+			headers := [][]any{}
+			for _, h := range r.Headers {
+				headers = append(headers, []any{h.Key, h.Value})
+			}
+			found = append(found, []any{r.Partition, r.Offset, r.Key, digest(r.Value), headers})
+		}
+		more = len(polled) > 0
+	}
+	return found
+}
+
+func digest(value []byte) any {
+	if value == nil {
+		return nil
+	}
+	sum := sha256.Sum256(value)
+	return hex.EncodeToString(sum[:])
 }
 
 func check(err error) {

@@ -220,6 +220,64 @@ async def test_a_task_that_is_cancelled_as_its_answer_comes_ends() -> None:
         await asking
 
 
+class _Moved(Connection):
+    """A connection to where brokers tell of themselves that they are elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+
+    async def send(self, request: Any) -> Any:
+        self.asked.append(request)
+        return MetadataResponse_v0([(1, "new", 9)], [])
+
+
+async def test_where_no_broker_is_where_it_was_the_bootstrap_addresses_are_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    front, begun = _Moved(), list[str]()
+
+    async def create(host: str, _port: int, **_options: Any) -> Connection:
+        begun.append(host)
+        if host != "front":
+            raise ConnectionRefusedError
+        return front
+
+    monkeypatch.setattr(broker_loss, "_create_conn", create)
+    monkeypatch.setattr(broker_loss, "_failed_at", {("front", 5): 1.0})
+    # Once it was the address of a broker, too.
+    monkeypatch.setattr(broker_loss, "_lost", {("front", 5)})
+    monkeypatch.setattr(broker_loss, "RECONNECT_S", 0.0)
+    broker_loss.client_options(Settings())
+    client = broker_loss._Client(bootstrap_servers="old:1,gone:4,front:5")
+    told(client, (1, "old", 1), (2, "older", 2))
+    assert await client._metadata_update(client.cluster, ["requests"])
+    assert {(b.nodeId, b.host) for b in client.cluster.brokers()} == {(1, "new")}
+    assert sorted(begun) == ["front", "gone", "old", "older"], "each is asked once"
+    assert [list(request._topics) for request in front.asked] == [["requests"]]
+    assert front.reasons
+    assert not client._conns
+
+
+async def test_no_bootstrap_address_is_asked_while_a_broker_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+
+    async def create(host: str, _port: int, **_options: Any) -> Connection:
+        begun.append(host)
+        return _Moved()
+
+    monkeypatch.setattr(broker_loss, "_create_conn", create)
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "_lost", set())
+    broker_loss.client_options(Settings())
+    client = broker_loss._Client(bootstrap_servers="front:5")
+    told(client, (1, "old", 1))
+    assert await client._metadata_update(client.cluster, [])
+    assert begun == ["old"]
+
+
 NAMED = [(1, "one", 1), (2, "two", 2)]
 
 
