@@ -38,13 +38,15 @@ class Migration:
     beside a prompt of its variant: the step is needed then.
     """
 
-    def __init__(self, replicas: Sequence[Replica], fill: PoolFill) -> None:
-        """Take the pool's replicas, and how far they are filled."""
+    def __init__(
+        self, replicas: Sequence[Replica], fill: PoolFill, look_s: float = LOOK_S
+    ) -> None:
+        """Take the pool's replicas, how far they are filled, and the time between two looks."""
         self._replicas = replicas
         self._fill = fill
         self._moves: dict[str, _Move] = {}
         self._copied: dict[str, float] = {}
-        self._look_at = 0.0
+        self._look_s, self._look_at = look_s, 0.0
         self._link_free_at = [0.0] * len(replicas)
         self.moved = 0
         """How many replies have moved."""
@@ -54,7 +56,7 @@ class Migration:
         left: set[int] = set()
         if now < self._look_at:
             return left
-        self._look_at = now + LOOK_S
+        self._look_at = now + self._look_s
         for name in [name for name, at in self._copied.items() if at <= now]:
             del self._copied[name]
             source = self._moves[name].source

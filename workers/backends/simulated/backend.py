@@ -18,7 +18,7 @@ from policies.hardware.accelerator import (
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
-from policies.hardware.migration import Migration
+from policies.hardware.migration import LOOK_S, Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
@@ -96,7 +96,10 @@ class SimulatedBackend:
         self._pace = Pace()
         self._fill = PoolFill()
         self._line: PoolLine[SimulatedRun] = PoolLine(self._replicas, self._fill)
-        self._migration = Migration(self._replicas, self._fill) if options[0].migrates else None
+        self._migration: Migration | None = None
+        if options[0].migrates:
+            look_s = max(LOOK_S, LOOK_S_MIN * self._time_scale)
+            self._migration = Migration(self._replicas, self._fill, look_s)
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -354,13 +357,14 @@ class SimulatedBackend:
             self._advance(self._model_now())
             self._start_line()
             now = self._model_now()
-            looks = [self._line.due_at(now)]
             if self._migration is not None:
                 self._migration.look(now)
-                looks.append(self._migration.due_at(now))
             due = [r.accelerator.next_event_at() for r in self._replicas]
-            soonest = self._model_now() + LOOK_S_MIN * self._time_scale
-            due += [max(at, soonest) for at in looks if at is not None]
+            if self._migration is not None:
+                due.append(self._migration.due_at(now))
+            now = self._model_now()
+            if (look_at := self._line.due_at(now)) is not None:
+                due.append(max(look_at, now + LOOK_S_MIN * self._time_scale))
             wait_s = SLEEP_S_MAX
             if upcoming := [at for at in due if at is not None]:
                 wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
