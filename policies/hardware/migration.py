@@ -38,9 +38,7 @@ class Migration:
     beside a prompt of its variant: the step is needed then.
     """
 
-    def __init__(
-        self, replicas: Sequence[Replica], fill: PoolFill, look_s: float = LOOK_S
-    ) -> None:
+    def __init__(self, replicas: Sequence[Replica], fill: PoolFill, look_s: float = LOOK_S) -> None:
         """Take the pool's replicas, how far they are filled, and the time between two looks."""
         self._replicas = replicas
         self._fill = fill
@@ -92,9 +90,8 @@ class Migration:
         order = sorted(
             (i for i, count in enumerate(counts) if count), key=lambda i: (counts[i], -i)
         )
-        for source in order[:-1]:
-            targets = [i for i in reversed(order) if i != source and counts[i] >= counts[source]]
-            self._move_all(source, {variant: targets}, now)
+        for position, source in enumerate(order[:-1]):
+            self._move_all(source, {variant: order[:position:-1]}, now)
 
     def _empty(self, now: float) -> None:
         """Move all replies of a replica to slower ones, those of rare variants to any of them."""

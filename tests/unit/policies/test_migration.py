@@ -11,10 +11,12 @@ from backtest_cases import FLEET, POLICY, replay, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_cases import FLEET as FLEET_YAML
-from stream_cases import make_fleet, make_options
+from stream_cases import make_fleet, make_options, make_policy, make_profile
 
-from policies import compile_options
+from policies import Option, compile_options
 from policies.backtest.fault_model import Outage, Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replica_pool import ModelPool, Try, TryEnded
 from policies.config.fleet import SimulatedBackendConfig
 from policies.hardware.accelerator import (
     Cancelled,
@@ -28,7 +30,9 @@ from policies.hardware.accelerator import (
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.migration import COPY_BYTES_PER_S, LOOK_S, Migration
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.replica import Replica
+from policies.hardware.replica import Ask, Replica
+from policies.learning.device_constants import Measured
+from policies.learning.device_speed import Pace
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.suite import Setting, migrating, scaled
 
@@ -160,6 +164,97 @@ def test_a_rare_variant_finds_company_and_a_common_one_keeps_its_replica() -> No
         pool.run(until=0.3)
         assert bool(list(pool.events(Moved))) is moves
         assert pool.running() == ([14, 0] if moves else [12, 10])
+
+
+def test_few_move_to_many_and_not_the_other_way() -> None:
+    pool = MovingPool(3)
+    for index, count in enumerate((6, 4, 2)):
+        for number in range(count):
+            pool.submit(f"{index}-{number}", index, 0.0)
+    pool.run(until=0.3)
+    assert pool.running() == [12, 0, 0]
+    assert {event.id[0] for event in pool.events(Moved)} == {"1", "2"}
+
+
+def test_a_place_and_a_tpot_are_kept_for_one_that_is_expected() -> None:
+    replica = Replica({"llama": VariantLimits(LLAMA_8B, 2)})
+    replica.submit(Job("one", "llama", 500, 400), 0.0)
+    replica.advance(0.1)
+    coming = Job("coming", "llama", 500, 400, tpot_s=1.2 * STEP_S)
+    replica.expect(coming, 0.1)
+    assert not replica.accelerator.has_room("llama", 1)
+    replica.submit(Job("next", "llama", 500, 400), 0.1)
+    replica.advance(0.2)
+    assert (replica.accelerator.running, replica.accelerator.queued) == (1, 1)
+    replica.no_longer_expect(coming, 0.2)
+    replica.advance(0.3)
+    assert (replica.accelerator.running, replica.accelerator.queued) == (2, 0)
+    roomy = Replica(ROOMY)
+    roomy.submit(Job("one", "llama", 500, 400), 0.0)
+    roomy.advance(0.1)
+    ask = Ask("llama", 40_000, 400)
+    assert roomy.can_take(ask, 0.1)
+    roomy.expect(coming, 0.1)
+    assert not roomy.can_take(ask, 0.1)
+    roomy.no_longer_expect(coming, 0.1)
+    assert roomy.can_take(ask, 0.1)
+
+
+class ModelledPool:
+    """A pool of the backtest on which a chat moves to where others have ended."""
+
+    def __init__(self, until_tokens: int) -> None:
+        option = make_options().of("premium-eu", "yard-8b-fp8")
+        changes = {"replicas": 2, "max_batch": 5, "latency_s": 0.0, "migrates": True}
+        self.option = replace(option, time_scale=1.0, **changes)
+        self.pool = ModelPool([self.option], Reality(), random.Random(0).random)
+        self.now, self.ended = 0.0, list[TryEnded]()
+        self.tries = [self.submit(row, until_tokens if row < 2 else 2_000) for row in range(6)]
+
+    def submit(self, row: int, output_tokens: int) -> Try:
+        made = make_profile(make_policy(), id=f"c{row}", hints={"input_tokens": 300})
+        profile = replace(made, created_at=0.0, ttft_s=10.0, tpot_s=None)
+        attempt = Try(ReplayOutcome(row, profile, 300, output_tokens), self.option, "direct", None)
+        self.pool.submit(attempt, 0.0)
+        return attempt
+
+    def run(self, until: float) -> None:
+        while self.now < until and not self.pool.is_idle:
+            self.pool.migrate(self.now)
+            list(self.pool.start(self.now))
+            due = [self.pool.due_at(index) for index in range(2)]
+            due.append(self.pool.look_at(self.now))
+            self.now = min(until, *(at for at in due if at is not None))
+            for index in range(2):
+                self.ended += self.pool.advance(index, self.now)
+
+
+def test_a_reply_is_lost_with_the_replica_on_which_it_is() -> None:
+    modelled = ModelledPool(60)
+    modelled.run(until=1.0)
+    assert modelled.pool.migrations == 1
+    assert [attempt.replica for attempt in modelled.tries] == [0] * 6
+    modelled.pool.lose(0, modelled.now)
+    modelled.run(until=2.0)
+    lost = {ended.attempt.outcome.row for ended in modelled.ended if ended.reason}
+    assert lost == {2, 3, 4, 5}
+
+
+def test_the_company_that_is_learned_of_is_that_of_all_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: dict[str, Measured] = {}
+
+    def learn(_: Pace, __: Option, job: Job, took: Measured, ___: float) -> None:
+        found[job.id] = took
+
+    monkeypatch.setattr(Pace, "learn", learn)
+    modelled = ModelledPool(1_000)
+    modelled.run(until=100.0)
+    assert modelled.pool.migrations == 1
+    # Alone for half of its tokens, and one of four for the others.
+    assert found["5"].sequences == 2
+    assert found["2"].sequences in (4, 5)
 
 
 def test_the_answers_of_a_request_stay_together() -> None:

@@ -19,6 +19,10 @@ from virtual_backend import (
     on_virtual_time,
 )
 
+from policies import Option
+from policies.hardware.iteration import Job
+from policies.learning.device_constants import Measured
+from policies.learning.device_speed import Pace
 from topics import Profile
 from workers.backends.simulated.backend import SimulatedBackend
 
@@ -35,7 +39,16 @@ def moved(backend: SimulatedBackend) -> int:
     return backend._migration.moved
 
 
-def test_a_streamed_reply_goes_on_at_another_replica_without_a_gap() -> None:
+def test_a_streamed_reply_goes_on_at_another_replica_without_a_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned: list[tuple[Job, Measured]] = []
+
+    def learn(_: Pace, __: Option, job: Job, took: Measured, ___: float) -> None:
+        learned.append((job, took))
+
+    monkeypatch.setattr(Pace, "learn", learn)
+
     async def scenario(backend: SimulatedBackend) -> None:
         told: list[tuple[float, str]] = []
 
@@ -44,7 +57,7 @@ def test_a_streamed_reply_goes_on_at_another_replica_without_a_gap() -> None:
             told.append((asyncio.get_running_loop().time(), text))
 
         begun(backend, *(chat(f"long{n}", 4_000) for n in range(3)))
-        begun(backend, *(chat(f"short{n}", 60) for n in range(2)))
+        begun(backend, *(chat(f"short{n}", 400) for n in range(2)))
         (task,) = begun(backend, replace(chat("c", 800), tell=tell))
         await asyncio.sleep(0.15)
         assert sum(running(backend)) == 6
@@ -58,6 +71,8 @@ def test_a_streamed_reply_goes_on_at_another_replica_without_a_gap() -> None:
         assert max(b - a for a, b in pairwise(times)) < 0.15
         assert outcome.device_s > 799 * STEP_S / 6
         assert outcome.usage.output_tokens == 800
+        # Alone for half of its tokens, and one of four for the others.
+        assert [took.sequences for job, took in learned if job.output_tokens == 800] == [2]
 
     on_virtual_time(scenario, **MOVING)
 
@@ -116,3 +131,30 @@ def test_a_call_that_is_cancelled_on_its_way_is_metered_and_leaves_nothing() -> 
         assert all(each.accelerator.kv_usage == 0.0 for each in backend._replicas)
 
     on_virtual_time(scenario, **(MOVING | {"replicas": 3}))
+
+
+def test_a_call_that_is_cancelled_when_it_has_left_unseen_leaves_nothing() -> None:
+    async def scenario(backend: SimulatedBackend) -> None:
+        begun(backend, *(chat(f"long{n}", 2_000) for n in range(3)))
+        begun(backend, *(chat(f"short{n}", 60) for n in range(2)))
+        call = chat("c", 2_000)
+        (task,) = begun(backend, call)
+        migration = backend._migration
+        assert migration is not None
+        for _ in range(1_000):
+            if migration._moves and not migration._copied:
+                break
+            await asyncio.sleep(0.001)
+        ((name, move),) = migration._moves.items()
+        # The iteration in which it leaves ends before the driver wakes.
+        source = backend._replicas[move.source].accelerator
+        source.output_tokens_of(name, backend._model_now() + 0.1)
+        assert source.is_idle
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert call.meter.device_s > 0.0
+        assert call.meter.output_tokens > 0
+        assert sum(running(backend)) == 3
+        assert not migration._moves
+
+    on_virtual_time(scenario, **MOVING)
