@@ -172,7 +172,7 @@ class ModelPool:
 
     @property
     def migrations(self) -> int:
-        """How many replies have gone on at another replica."""
+        """Return how many replies have gone on at another replica."""
         return 0 if self._migration is None else self._migration.moved
 
     def _fail(self, attempt: Try, now: float) -> None:

@@ -38,13 +38,15 @@ class Migration:
     beside a prompt of its variant: the step is needed then.
     """
 
-    def __init__(self, replicas: Sequence[Replica], fill: PoolFill, look_s: float = LOOK_S) -> None:
-        """Take the pool's replicas, how far they are filled, and the time between two looks."""
+    def __init__(
+        self, replicas: Sequence[Replica], fill: PoolFill, look_s_min: float = 0.0
+    ) -> None:
+        """Take the pool's replicas, how far they are filled, and the least time between looks."""
         self._replicas = replicas
         self._fill = fill
         self._moves: dict[str, _Move] = {}
         self._copied: dict[str, float] = {}
-        self._look_s, self._look_at = look_s, 0.0
+        self._look_s, self._look_at = max(LOOK_S, look_s_min), 0.0
         self._link_free_at = [0.0] * len(replicas)
         self.moved = 0
         """How many replies have moved."""

@@ -1,4 +1,4 @@
-"""What runs and waits on a replica, and the memory that it takes."""
+"""The load of a replica: its jobs, running and waiting, and the memory that they take."""
 
 from collections.abc import Iterable, Mapping
 

@@ -178,7 +178,8 @@ def backtest(
     settings = settings_from(
         fleet=fleet, policy=policy, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix
     )
-    declared, live = _from(load_fleet(settings.fleet), starts_at), load_policy(settings.policy)
+    declared = _declared(settings.fleet, starts_at, migrate)
+    live = load_policy(settings.policy)
     _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
     _check_alone(quotes, compare=compare, assignments=assignments, plot=plot, draws=draw_count)
     check_writable(differing, assignments, quote_errors)
@@ -189,9 +190,8 @@ def backtest(
     else:
         arrivals = read_known(trace, declared, live)
     arrivals = compress(_repeated(_within(arrivals, declared, second), times), rate)
-    modelled, keeps = scaled(declared, fleet_scale), differing is not None
-    modelled = migrating(modelled) if migrate else modelled
-    setting = Setting(arrivals, modelled, live, _reality(reality), keeps_candidates=keeps)
+    scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
+    setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
     _check_pools(setting, reality)
     if quotes is not None:
         _quoted(setting, quotes, quote_errors, as_json=as_json)
@@ -214,10 +214,7 @@ def backtest(
         "assumed_pools": assumed_pools(setting.fleet),
     }
     report |= _besides(setting, own, draw_count)
-    if as_json:
-        typer.echo(orjson.dumps(report).decode())
-    else:
-        _show(scored, report)
+    _show(scored, report, as_json=as_json)
 
 
 def _besides(setting: Setting, own: Sequence[ReplayRun], draw_count: int) -> dict[str, Any]:
@@ -230,8 +227,14 @@ def _besides(setting: Setting, own: Sequence[ReplayRun], draw_count: int) -> dic
     return found
 
 
-def _from(fleet: Fleet, starts_at: str | None) -> Fleet:
-    """Return the fleet with its series in the trace's time, which counts from 0."""
+def _declared(path: Path | None, starts_at: str | None, migrate: bool) -> Fleet:
+    """Return the fleet with its series in the trace's time, which counts from 0.
+
+    With ``migrate`` the replies of its simulated pools do so.
+    """
+    fleet = load_fleet(path)
+    if migrate:
+        fleet = migrating(fleet)
     if starts_at is None:
         if any(series.moves for series in fleet.series.values()):
             raise UserError("the fleet's prices move: give --starts-at, when the trace begins")
@@ -359,7 +362,10 @@ def _reality(path: Path | None) -> Reality:
     return parse_reality(read_declared(path), named(path))
 
 
-def _show(scored: list[Scored], report: dict[str, Any]) -> None:
+def _show(scored: list[Scored], report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(report).decode())
+        return
     for table in tables(scored):
         out.print(table)
         out.print()

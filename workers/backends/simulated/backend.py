@@ -18,7 +18,7 @@ from policies.hardware.accelerator import (
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
-from policies.hardware.migration import LOOK_S, Migration
+from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
@@ -50,7 +50,7 @@ TAKEN_OUT_S_MAX = 0.5
 BATCHES_MAX = 4096
 # Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
 PIECE_S = 0.05
-# Least time between two looks at the line where nothing happens: a look costs tenths of it.
+# Least time between two looks at the line, or at the replicas: a look costs tenths of it.
 LOOK_S_MIN = 0.002
 STREAMED = frozenset({"chat", "completions"})
 
@@ -96,10 +96,8 @@ class SimulatedBackend:
         self._pace = Pace()
         self._fill = PoolFill()
         self._line: PoolLine[SimulatedRun] = PoolLine(self._replicas, self._fill)
-        self._migration: Migration | None = None
-        if options[0].migrates:
-            look_s = max(LOOK_S, LOOK_S_MIN * self._time_scale)
-            self._migration = Migration(self._replicas, self._fill, look_s)
+        how = self._replicas, self._fill, LOOK_S_MIN * self._time_scale
+        self._migration = Migration(*how) if options[0].migrates else None
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
