@@ -86,6 +86,26 @@ def test_a_request_that_can_never_fit_is_refused_once() -> None:
     assert replica.written_of("a", 1.0) == [0]
 
 
+@pytest.mark.parametrize("output", [0, 1, 30])
+@pytest.mark.parametrize("replies", [1, 3])
+def test_a_request_that_was_taken_out_before_its_end_has_not_completed(
+    output: int, replies: int
+) -> None:
+    whole = a_replica(4)
+    whole.submit_answers(Job("a", "llama", 40_000, output), 40, replies, 0.0)
+    *_, done = drained(whole)
+    assert isinstance(done, Completion)
+    for share in (0.0, 0.001, 0.5, 0.8):
+        replica = a_replica(4)
+        replica.submit_answers(Job("a", "llama", 40_000, output), 40, replies, 0.0)
+        drained(replica, share * done.finished_at)
+        assert replica.cancel("a", share * done.finished_at)
+        *_, end = drained(replica)
+        assert isinstance(end, Cancelled), (share, end)
+        assert end.output_tokens <= 40 * replies * output
+        assert end.device_s <= done.device_s
+
+
 @PROPERTY
 @given(
     st.lists(
