@@ -156,7 +156,9 @@ class AnsweringReplica(Replica):
 
     def _leave(self, parts: _Parts, now: float) -> bool:
         parts.is_leaving = True
-        left = [self.accelerator.cancel(name, now) for name in sorted(parts.open)]
+        # The last first: taken from the end of a queue, thousands don't take a look at all each.
+        going = [name for name in reversed(parts.names) if name in parts.open]
+        left = [self.accelerator.cancel(name, now) for name in going]
         return any(left)
 
     def written_of(self, name: str, now: float) -> list[int]:

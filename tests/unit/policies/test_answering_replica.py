@@ -1,5 +1,7 @@
 """A replica runs each answer of a request for itself, and tells of them as of one job."""
 
+from heapq import heapify
+
 import pytest
 from accelerator_cases import LLAMA_8B
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from policy_cases import PROPERTY, bulk, some_options
 
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.hardware import iteration
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.iteration import (
     Cancelled,
@@ -104,6 +107,25 @@ def test_a_request_that_was_taken_out_before_its_end_has_not_completed(
         assert isinstance(end, Cancelled), (share, end)
         assert end.output_tokens <= 40 * replies * output
         assert end.device_s <= done.device_s
+
+
+def test_thousands_that_are_taken_out_do_not_look_at_all_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def counted(queue: list[object]) -> None:
+        looks.append(len(queue))
+        heapify(queue)
+
+    monkeypatch.setattr(iteration, "heapify", counted)
+    replica = a_replica()
+    replica.submit_answers(Job("a", "llama", 400 * 2048, 20), 2048, 1, 0.0)
+    assert len(drained(replica, 0.2)) == 1
+    assert replica.cancel("a", 0.2)
+    *_, end = drained(replica)
+    assert isinstance(end, Cancelled)
+    assert len(looks) < 512
 
 
 @PROPERTY
