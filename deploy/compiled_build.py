@@ -21,6 +21,7 @@ except ImportError:  # the test compiles without a build of a wheel
 MODULES = (
     "policies/scoring/estimate.py",
     "policies/hardware/accelerator.py",
+    "policies/hardware/answering.py",
     "policies/hardware/device_time.py",
     "policies/hardware/iteration.py",
     "policies/hardware/prefix_cache.py",

@@ -1,6 +1,6 @@
 """Tokens of a request: those of its prompts, and those expected of a reply."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from policies.config.classes import WorkloadClass
 from policies.config.options import ModelOptions
@@ -34,26 +34,35 @@ def prompt_tags(
     hinted = None if hint is None else Tag(hint, "client", 1.0)
     if hinted is not None and not is_limited:
         return hinted, hinted if not prompts else _each(hinted, len(prompts))
-    body = request.body
-    messages = body.get("messages")
-    of_text = count or _tokens_by_length
-    counted = 1.0
-    if isinstance(messages, list):
-        contents = [message.get("content") for message in messages if isinstance(message, dict)]
-        tokens = longest = TOKENS_PER_MESSAGE * len(messages) + sum(
-            _text_tokens(content, of_text) for content in contents
-        )
-        # What a chat template adds is known roughly, in proportion to little.
-        counted = 0.95
-    elif prompts:
-        each = [_text_tokens(prompt, of_text) for prompt in prompts]
-        tokens, longest = sum(each), max(each)
-    else:
-        tokens = longest = _text_tokens(body.get("prompt", body.get("input")), of_text)
+    tokens, longest, counted = max(_counted(request, count or _tokens_by_length))
     if hinted is not None and hinted.value >= tokens:
         return hinted, hinted if not prompts else _each(hinted, len(prompts))
     sure = 0.6 if count is None else counted
     return Tag(max(1, tokens), "estimate", sure), Tag(max(1, longest), "estimate", sure)
+
+
+def _counted(request: InferenceRequest, of_text: CountTokens) -> Iterator[tuple[int, int, float]]:
+    """Yield tokens of all prompts, those of the longest, and how sure they are.
+
+    Where a body has messages beside a prompt, each counts: which of them a server leaves unread is
+    its own, and neither may hide the other.
+    """
+    body, prompts = request.body, request.prompts
+    messages, text = body.get("messages"), request.prompt
+    if isinstance(messages, list):
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        tokens = TOKENS_PER_MESSAGE * len(messages)
+        tokens += sum(_text_tokens(content, of_text) for content in contents)
+        # What a chat template adds is known roughly, in proportion to little.
+        yield tokens, tokens, 0.95
+        if text is None:
+            return
+    if prompts:
+        each = [_text_tokens(prompt, of_text) for prompt in prompts]
+        yield sum(each), max(each), 1.0
+        return
+    tokens = _text_tokens(body.get("prompt", body.get("input")) if text is None else text, of_text)
+    yield tokens, tokens, 1.0
 
 
 def _each(hinted: Tag, prompts: int) -> Tag:

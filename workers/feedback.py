@@ -6,8 +6,9 @@ from policies.learning.feedback import Experience
 from policies.placement.retry import MAY_PASS
 from streams.engine.log import Partition
 from streams.engine.stage import Effect
-from topics import Evidence
+from topics import Evidence, Response, Result
 from workers.stage.outcomes import Task
+from workers.stage.replies import replies_in
 
 # What an open circuit sends elsewhere was not tried here.
 FAULTS = MAY_PASS - {"circuit_open"}
@@ -23,14 +24,18 @@ class Learning:
         """Record the effects of a committed transaction."""
         for effect in effects:
             if isinstance(effect.subject, Task):
-                for record in effect.records:
-                    if isinstance(record.payload, Evidence):
-                        self._learn(effect.subject, record.payload)
+                written = [record.payload for record in effect.records]
+                results = (each for each in written if isinstance(each, Result))
+                response = next((result.response for result in results), None)
+                for each in written:
+                    if isinstance(each, Evidence):
+                        self._learn(effect.subject, each, response)
 
-    def _learn(self, task: Task, evidence: Evidence) -> None:
+    def _learn(self, task: Task, evidence: Evidence, response: Response | None) -> None:
         if evidence.step == "executed" and evidence.usage is not None:
             routed, profile = task.routed, task.routed.profile
-            self._experience.completed(profile, routed.variant, evidence.usage)
+            replies = replies_in(response, routed.request, profile)
+            self._experience.completed(profile, routed.variant, evidence.usage, replies)
             promised, got = evidence.promised, evidence.got
             if promised is None or got is None or not routed.is_direct:
                 return

@@ -50,6 +50,8 @@ class ReplayOutcome:
     """Time in the hold, of all tries; None of one that never waited there."""
     sends: list[Send] = field(default_factory=list)
     promised: Envelope | None = None
+    rounds: int = 1
+    """In how many its answers are written, one after the other."""
 
     @property
     def used(self) -> Amounts:
@@ -76,9 +78,10 @@ class ReplayOutcome:
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first."""
-        if self.finished_s is None or self.first_token_s is None or self.reply_tokens < 2:
+        steps = self.rounds * self.reply_tokens - 1
+        if self.finished_s is None or self.first_token_s is None or steps < 1:
             return None
-        return (self.finished_s - self.first_token_s) / (self.reply_tokens - 1)
+        return (self.finished_s - self.first_token_s) / steps
 
     @property
     def met_deadline(self) -> bool:

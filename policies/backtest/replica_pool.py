@@ -22,6 +22,7 @@ from policies.hardware.replica import Ask, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
+from policies.scoring.answers import Answers
 from policies.scoring.hours import device_wh, footprint, price_factor
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
 from topics.bounded_dict import BoundedDict
@@ -188,6 +189,9 @@ class ModelPool:
         attempt.began_at = now
         attempt.mark = self._shares[index][option.variant].begin(model_now, profile.answers)
         output_tokens = outcome.reply_tokens
+        if profile.answers > 1:
+            answers = Answers.of(replace(profile, output_tokens=output_tokens))
+            outcome.rounds = answers.rounds(option)
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
             output_tokens = round(output_tokens * self._draw())

@@ -55,9 +55,6 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
     bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
     kind = "batch" if profile.batchable else "direct"
     name = f"{profile.model}|{profile.operation}|{kind}|le{bound}"
-    if profile.answers > 1:
-        # Of up to twice as many answers, so that few are charged for many.
-        name += f"|x{1 << (profile.answers - 1).bit_length()}"
     # What may go nowhere is unlike what may go anywhere.
     some = (profile.regions, profile.precisions, profile.pools) != (None, None, None)
     some = some or bool(profile.exclude_pools or profile.labels)
@@ -74,6 +71,12 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
             # What a tier is charged is held against the limit.
             constraints.append(profile.price_factor)
         name += f"|{encode(constraints).decode()}"
+    # Of up to twice as many, so that few are charged for many. Of prompts and replies apart: a list
+    # and as many replies to one would be taken for as many replies to each of the list.
+    if profile.prompts > 1:
+        name += f"|p{1 << (profile.prompts - 1).bit_length()}"
+    if profile.replies > 1:
+        name += f"|x{1 << (profile.replies - 1).bit_length()}"
     if profile.max_gco2 is not None:
         name += f"|gco2 {profile.max_gco2!r}"
     if profile.counts_energy:

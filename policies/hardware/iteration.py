@@ -304,7 +304,9 @@ class VariantQueue:
 
     def remove(self, state: JobState) -> None:
         """Remove a job in any state, and free its memory."""
-        if not state.admitted:
+        if not state.admitted and self.queue[-1][1] is state:
+            self.queue.pop()
+        elif not state.admitted:
             self.queue = [entry for entry in self.queue if entry[1] is not state]
             heapify(self.queue)
         elif state.finish_step:

@@ -51,16 +51,28 @@ class Experience:
         self._failure_rate += (1.0 - self._failure_rate) / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
 
-    def completed(self, profile: Profile, variant: str, usage: Usage) -> None:
-        """Count an answer of a variant."""
+    def completed(
+        self, profile: Profile, variant: str, usage: Usage, replies: int | None = None
+    ) -> None:
+        """Count an answer of a variant.
+
+        Args:
+            profile: of the request.
+            variant: that answered.
+            usage: of all its replies.
+            replies: so many; None: as many as were asked for; 0: nobody knows, so that the length
+                of one is none to learn.
+        """
         self._failure_rate -= self._failure_rate / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
-        each_tokens = -(-usage.output_tokens // profile.answers)
+        replies = profile.answers if replies is None else replies
+        each_tokens = -(-usage.output_tokens // replies) if replies else 0
         self.lengths.learn(profile.task, profile.model, profile.tenant, each_tokens)
         if profile.session is not None:
             key = (profile.tenant, variant, profile.session)
             before = min(self._session_tokens.get(key, 0), usage.input_tokens)
-            self._session_tokens.put(key, usage.input_tokens + usage.output_tokens)
+            # A conversation goes on from one of the replies.
+            self._session_tokens.put(key, usage.input_tokens + each_tokens)
             if before:
                 share = min(1.0, usage.cached_tokens / before)
                 usual = self._reuse.get(variant, 0.0)

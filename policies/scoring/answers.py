@@ -85,10 +85,19 @@ class Answers:
         return roofline.iteration_s(tokens, 0, tokens * (0.5 * self.prompt_tokens), 0, prompts)
 
     def room_wait_s(self, option: Option, tpot_s: float) -> float:
-        """Return the seconds for which the last of them wait for places or memory of the others.
+        """Return the seconds for which the last of them wait for places or memory of the others."""
+        return (self.rounds(option) - 1) * self.reply_tokens * tpot_s
 
-        They begin together, and so they end: in as many rounds as they need.
+    def rounds(self, option: Option, count: int | None = None) -> int:
+        """Return in how many rounds they are written, by a replica's places and memory.
+
+        They begin together, and so they end.
+
+        Args:
+            option: where they go.
+            count: so many of them; None: all.
         """
-        of_places = -(-self.count // option.max_batch)
+        count = self.count if count is None else count
+        of_places = -(-count // option.max_batch)
         of_memory = -(-self.tokens // max(1, option.kv_capacity_tokens))
-        return (max(of_places, of_memory, 1) - 1) * self.reply_tokens * tpot_s
+        return max(of_places, min(of_memory, count), 1)

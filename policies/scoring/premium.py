@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from policies.config.options import Option
+from policies.scoring.answers import Answers
 from policies.scoring.hours import price_factor
 
 PREMIUM = "premium_gpu"
@@ -17,33 +18,50 @@ HALVINGS = 20
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Tokens of a request that ran; ``cached_tokens`` are those of its prompt already computed."""
+    """Tokens of a request that ran, of all its prompts and replies.
+
+    ``cached_tokens`` are those of its prompt already computed, ``replies`` are to each prompt.
+    """
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    prompts: int = 1
+    replies: int = 1
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens of one reply."""
+        return -(-self.output_tokens // (self.prompts * self.replies))
 
     def device_s(self, option: Option, sharers: float) -> float:
         """Return the request's share of a replica's time, in seconds.
 
-        Its prompt is computed alone; each decode step is shared by ``sharers`` sequences like it.
+        Its prompts are computed alone; each decode step of a reply is shared by ``sharers``
+        sequences like it.
         """
-        roofline = option.roofline
-        seconds = roofline.prefill_s(max(1, self.input_tokens), self.cached_tokens)
-        if self.output_tokens > 1:
-            context_tokens = sharers * (self.input_tokens + self.output_tokens // 2)
+        roofline, count, each = option.roofline, self.prompts * self.replies, self.reply_tokens
+        prompt_tokens = max(1, -(-self.input_tokens // self.prompts))
+        if self.prompts == 1:
+            seconds = roofline.prefill_s(prompt_tokens, self.cached_tokens)
+        else:
+            tokens = self.input_tokens + self.output_tokens
+            answers = Answers(count, self.prompts, prompt_tokens, tokens, max(1, each))
+            seconds = answers.prefill_s(roofline)
+        if each > 1:
+            context_tokens = sharers * (prompt_tokens + each // 2)
             step_s = roofline.step_s(sharers, context_tokens)
-            seconds += (self.output_tokens - 1) * step_s / sharers
+            seconds += count * (each - 1) * step_s / sharers
         return seconds
 
     def sharers(self, option: Option, device_s: float) -> float:
-        """Return how many sequences like this one shared the device, from its measured share.
+        """Return how many sequences like one of its own shared the device, from its measured share.
 
         At least 1, at most the variant's ``max_batch``: beyond those the model is off, or the
         device is faster or slower than declared.
         """
         low, high = 1.0, float(option.max_batch)
-        if self.output_tokens <= 1 or self.device_s(option, low) <= device_s:
+        if self.reply_tokens <= 1 or self.device_s(option, low) <= device_s:
             return low
         if self.device_s(option, high) >= device_s:
             return high

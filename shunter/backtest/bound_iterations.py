@@ -269,7 +269,7 @@ def _limit_sharing(programme: Programme, option: Option, served: Served, kinds: 
     for weight in _weights(option, [demand for _, demand in served]):
         pace = dict(counts)
         for column, demand in served:
-            limit_s = demand.profile.tpot_s
+            limit_s = demand.pace_s
             if demand.steps and limit_s is not None:
                 share = 2 * _root_context(demand) - weight * _spare_tokens(times, limit_s)
                 pace[column] = demand.steps * weight * share
@@ -292,10 +292,10 @@ def _spare_tokens(times: TokenTimes, tpot_s: float) -> float:
 
 def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
     """Return tangents for the TPOT limit that touch near the usual contexts."""
-    limited = [d for d in served if d.profile.tpot_s is not None and d.steps]
+    limited = [d for d in served if d.pace_s is not None and d.steps]
     if not limited or option.roofline.kv_bytes_per_token == 0:
         return []
     root = sum(d.steps * _root_context(d) for d in limited)
     times = TokenTimes.of(option)
-    spare = sum(d.steps * _spare_tokens(times, d.profile.tpot_s or 0.0) for d in limited)
+    spare = sum(d.steps * _spare_tokens(times, d.pace_s or 0.0) for d in limited)
     return [factor * root / spare for factor in (0.5, 1.0, 2.0)]

@@ -19,6 +19,8 @@ class Demand:
     output_tokens: int
     floor: float = 0.0
     """Least quality of a variant that is good enough for it."""
+    is_of_several: bool = False
+    """Whether it is one of several answers, whose pace is that of all of them on average."""
 
     @classmethod
     def of(cls, profile: Profile, output_tokens: int, floor: float) -> Self:
@@ -30,12 +32,17 @@ class Demand:
             return cls(profile, profile.input_tokens, output_tokens, floor)
         tokens = max(1, profile.input_tokens // profile.prompts)
         alone = replace(profile, input_tokens=tokens, prompts=1, replies=1)
-        return cls(alone, tokens, output_tokens // profile.answers, floor)
+        return cls(alone, tokens, output_tokens // profile.answers, floor, is_of_several=True)
 
     @property
     def steps(self) -> int:
         """Output tokens after the first."""
         return max(0, self.output_tokens - 1)
+
+    @property
+    def pace_s(self) -> float | None:
+        """The TPOT that holds for this answer by itself."""
+        return None if self.is_of_several else self.profile.tpot_s
 
 
 def true_options(options: Options, reality: Reality) -> Options:
@@ -74,11 +81,9 @@ def able(demand: Demand, options: Options) -> Iterator[Option]:
 def latest_end_s(demand: Demand) -> float:
     """Return when a request that is served in time has ended at the latest."""
     profile = demand.profile
-    if profile.ttft_s is None or profile.tpot_s is None:
+    if profile.ttft_s is None or demand.pace_s is None:
         return profile.deadline
-    return min(
-        profile.deadline, profile.created_at + profile.ttft_s + demand.steps * profile.tpot_s
-    )
+    return min(profile.deadline, profile.created_at + profile.ttft_s + demand.steps * demand.pace_s)
 
 
 def latest_first_token_s(demand: Demand) -> float:

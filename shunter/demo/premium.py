@@ -15,9 +15,9 @@ def premium_costs(ledger: Ledger, options: Options) -> dict[str, float]:
     for name, steps in ledger.evidence.items():
         decisions = [s for s in steps if s.profile is not None and s.step != "released"]
         ends = [s for s in steps if s.step in ENDS]
-        if decisions and ends:
+        if decisions and ends and (asked := decisions[-1].profile) is not None:
             able = able_premium(decisions[-1], options)
-            usd = premium_usd_of(ends[-1], able, options)
+            usd = premium_usd_of(ends[-1], asked, able, options)
             if usd is not None:
                 costs[name] = usd
     return costs

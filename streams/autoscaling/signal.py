@@ -128,7 +128,7 @@ class AutoscalingSignal:
             and not here.policy.is_never(option)
             and refused_by(here.policy.rules, profile, option) is None
         ]
-        tokens = (profile.input_tokens, profile.output_tokens)
+        tokens = (profile.input_tokens, profile.answers * profile.output_tokens)
         return min(
             able, key=lambda o: (o.cost_usd(device_s(profile, o), *tokens), o.pool), default=None
         )

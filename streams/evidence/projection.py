@@ -27,10 +27,15 @@ class SeenSource(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenTarget(msgspec.Struct, kw_only=True, gc=False):
-    """The limits for an answer: latencies in seconds, the others in epoch seconds."""
+    """The limits for an answer: latencies in seconds, the others in epoch seconds.
+
+    ``replies`` are wanted to each of the ``prompts``.
+    """
 
     created_at: float
     deadline: float
+    prompts: int = 1
+    replies: int = 1
     tpot_s: float | None = None
     ttft_s: float | None = None
 
@@ -115,6 +120,9 @@ class SeenFootprint(msgspec.Struct, kw_only=True, gc=False):
     gco2: float | None = None
 
 
+_SKIPPED = msgspec.Raw()
+
+
 class _ProfileRow(msgspec.Struct, array_like=True, gc=False):
     """The columns of ``PROFILE`` up to the last one that is needed."""
 
@@ -141,6 +149,18 @@ class _ProfileRow(msgspec.Struct, array_like=True, gc=False):
     data_class: str | None = None
     labels: dict[str, str] | None = None
     max_cost_usd: float | None = None
+    fallbacks: msgspec.Raw = _SKIPPED
+    certain_tokens: msgspec.Raw = _SKIPPED
+    key: msgspec.Raw = _SKIPPED
+    bound_by: msgspec.Raw = _SKIPPED
+    any_quality: msgspec.Raw = _SKIPPED
+    quality: msgspec.Raw = _SKIPPED
+    price_factor: msgspec.Raw = _SKIPPED
+    quote: msgspec.Raw = _SKIPPED
+    max_gco2: msgspec.Raw = _SKIPPED
+    counts_energy: msgspec.Raw = _SKIPPED
+    prompts: int | None = None
+    replies: int | None = None
 
 
 class _Decision(RowsOfDecision, kw_only=True, gc=False):
@@ -238,6 +258,8 @@ def decode_routed_step(value: bytes) -> RoutedStep:
                 deadline=row.deadline,
                 ttft_s=row.ttft_s,
                 tpot_s=row.tpot_s,
+                prompts=row.prompts or 1,
+                replies=row.replies or 1,
             )
     return step
 
@@ -302,7 +324,9 @@ def _profile(row: _ProfileRow) -> SeenProfile:
         max_cost_usd=row.max_cost_usd,
         pools=row.pools,
         precisions=row.precisions,
+        prompts=row.prompts or 1,
         regions=row.regions,
+        replies=row.replies or 1,
         tpot_s=row.tpot_s,
         ttft_s=row.ttft_s,
     )

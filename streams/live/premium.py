@@ -2,8 +2,8 @@
 
 from policies import Option, Options
 from policies.scoring.premium import PREMIUM, Work, premium_usd
-from streams.evidence.projection import RoutedStep
-from topics import Evidence
+from streams.evidence.projection import RoutedStep, SeenTarget
+from topics import Evidence, Profile
 
 
 def able_premium(decision: Evidence | RoutedStep, options: Options) -> tuple[Option, ...]:
@@ -19,7 +19,10 @@ def able_premium(decision: Evidence | RoutedStep, options: Options) -> tuple[Opt
 
 
 def premium_usd_of(
-    end: Evidence | RoutedStep, able: tuple[Option, ...], options: Options
+    end: Evidence | RoutedStep,
+    asked: Profile | SeenTarget,
+    able: tuple[Option, ...],
+    options: Options,
 ) -> float | None:
     """Return what a request that ran would have cost on premium GPUs, in US dollars.
 
@@ -28,6 +31,7 @@ def premium_usd_of(
 
     Args:
         end: the step that ended the request.
+        asked: what it was for, from the step that decided on it.
         able: from the step that decided on it.
         options: of the fleet.
     """
@@ -37,7 +41,8 @@ def premium_usd_of(
     if placed is None:
         return None
     usage = end.usage
-    work = Work(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+    tokens = usage.input_tokens, usage.output_tokens, usage.cached_tokens
+    work = Work(*tokens, asked.prompts, asked.replies)
     run_s = end.got.finish_s - (end.got.finish_s if end.got.ttft_s is None else end.got.ttft_s)
     return premium_usd(work, placed, end.got.cost_usd, able, (end.at - run_s, end.at))
 

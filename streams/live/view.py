@@ -168,7 +168,7 @@ class LiveView:
                 pool.batch += 1
             else:
                 pool.direct += 1
-        premium_usd = None if asked is None else premium_usd_of(step, asked[1], self.options)
+        premium_usd = None if asked is None else premium_usd_of(step, *asked, self.options)
         if premium_usd is not None:
             tally.compared += 1
             tally.compared_usd += got.cost_usd

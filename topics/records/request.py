@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -33,6 +34,8 @@ _PROMPT_OF = {
     "/v1/embeddings": "input",
     "/v1/moderations": "input",
 }
+# As vLLM and SGLang read a number that is a text: "1_00" and "00100.0" are 100, too.
+_WHOLE = TypeAdapter(int)
 _REPLIED = frozenset({"/v1/chat/completions", "/v1/completions"})
 # A year: longer than any topic here keeps a request.
 DURATION_S_MAX = 366 * 86400
@@ -174,9 +177,14 @@ class InferenceRequest(Strict):
         return None
 
     @property
+    def prompt(self) -> Any:
+        """Return what the body has beside messages: by the member that its endpoint reads."""
+        return self.body.get(_PROMPT_OF.get(self.url, ""))
+
+    @property
     def prompts(self) -> Sequence[Any]:
         """Return the texts or lists of tokens that are answered each for itself; none if one."""
-        found = self.body.get(_PROMPT_OF.get(self.url, ""))
+        found = self.prompt
         if not isinstance(found, list) or len(found) < 2:
             return ()
         # A list of tokens, or of the parts of one input, is one prompt.
@@ -203,7 +211,10 @@ def _count(value: object) -> int:
     if value is None:
         return 1
     if isinstance(value, str):
-        value = int(value) if re.fullmatch(r"\+?[0-9]{1,9}", value.strip()) else 1
+        try:
+            value = _WHOLE.validate_python(value)
+        except ValidationError:
+            return 1
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
         return 1
     return max(1, int(min(value, ANSWERS_MAX)))

@@ -33,6 +33,7 @@ from topics.records.money import NANO, Spent
 from topics.records.quote_terms import charge
 from workers.backends.base import Call, CallError, CallMeter, Outcome
 from workers.stage.chunks import Stream
+from workers.stage.replies import decode_steps, replies_in
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.second_runs import SecondRuns
 
@@ -366,9 +367,9 @@ def _cost(routed: RoutedRequest, usd: float, paid: Charge | None) -> Cost:
 
 def _got(task: Task, outcome: Outcome, option: Option) -> Envelope:
     profile, usage = task.routed.profile, outcome.usage
-    created_at = profile.created_at
-    # Of several answers that are written together it is the pace of one.
-    first, steps = outcome.first_token_at, -(-usage.output_tokens // profile.answers) - 1
+    created_at, first = profile.created_at, outcome.first_token_at
+    replies = replies_in(outcome.response, task.routed.request, profile)
+    steps = decode_steps(profile, usage, replies, option)
     tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
     by_hour = price_factor(
         option, outcome.finished_at if first is None else first, outcome.finished_at

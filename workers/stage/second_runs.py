@@ -19,10 +19,11 @@ from policies.quality.sampling import second_run
 from streams.engine.log import Outgoing
 from streams.evidence.records import EvidenceWriter
 from streams.tracing.telemetry import Telemetry
-from topics import Comparison, Profile, QualityCheck, encode
+from topics import Comparison, InferenceRequest, Profile, QualityCheck, encode
 from topics.records import headers as h
 from topics.records.quality import Asked
 from workers.backends.base import Outcome
+from workers.stage.replies import replies_in, reply_tokens
 from workers.stage.routed_request import RoutedRequest
 
 # Longer answers are not compared: they travel in a header.
@@ -116,7 +117,7 @@ class SecondRuns:
         answer = _packed(excerpt(outcome.response.body))
         if answer is None:
             return []
-        profile = _as_answered(routed.profile, outcome)
+        profile = _as_answered(routed.profile, routed.request, outcome)
         again = second_run(profile, check, asked, outcome.finished_at)
         record = routed.record
         added = {h.PROFILE: encode(again), h.ANSWER: answer, h.CRITICAL: h.QUALITY_FIELD}
@@ -151,9 +152,10 @@ class SecondRuns:
             return None
 
 
-def _as_answered(profile: Profile, outcome: Outcome) -> Profile:
+def _as_answered(profile: Profile, request: InferenceRequest, outcome: Outcome) -> Profile:
     """Return the profile with the reply's real length, which another one's is likely to have."""
-    each_tokens = -(-outcome.usage.output_tokens // profile.answers)
+    replies = replies_in(outcome.response, request, profile)
+    each_tokens = reply_tokens(profile, outcome.usage, replies)
     tokens = max(1, each_tokens) if profile.output_tokens else 0
     return replace(profile, output_tokens=tokens)
 

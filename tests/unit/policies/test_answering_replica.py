@@ -1,5 +1,7 @@
 """A replica runs each answer of a request for itself, and tells of them as of one job."""
 
+from heapq import heapify
+
 import pytest
 from accelerator_cases import LLAMA_8B
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from policy_cases import PROPERTY, bulk, some_options
 
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.hardware import iteration
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.iteration import (
     Cancelled,
@@ -84,6 +87,45 @@ def test_a_request_that_can_never_fit_is_refused_once() -> None:
     assert [type(each) for each in told] == [Refused]
     assert told[0].id == "a"
     assert replica.written_of("a", 1.0) == [0]
+
+
+@pytest.mark.parametrize("output", [0, 1, 30])
+@pytest.mark.parametrize("replies", [1, 3])
+def test_a_request_that_was_taken_out_before_its_end_has_not_completed(
+    output: int, replies: int
+) -> None:
+    whole = a_replica(4)
+    whole.submit_answers(Job("a", "llama", 40_000, output), 40, replies, 0.0)
+    *_, done = drained(whole)
+    assert isinstance(done, Completion)
+    for share in (0.0, 0.001, 0.5, 0.8):
+        replica = a_replica(4)
+        replica.submit_answers(Job("a", "llama", 40_000, output), 40, replies, 0.0)
+        drained(replica, share * done.finished_at)
+        assert replica.cancel("a", share * done.finished_at)
+        *_, end = drained(replica)
+        assert isinstance(end, Cancelled), (share, end)
+        assert end.output_tokens <= 40 * replies * output
+        assert end.device_s <= done.device_s
+
+
+def test_thousands_that_are_taken_out_do_not_look_at_all_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def counted(queue: list[object]) -> None:
+        looks.append(len(queue))
+        heapify(queue)
+
+    monkeypatch.setattr(iteration, "heapify", counted)
+    replica = a_replica()
+    replica.submit_answers(Job("a", "llama", 400 * 2048, 20), 2048, 1, 0.0)
+    assert len(drained(replica, 0.2)) == 1
+    assert replica.cancel("a", 0.2)
+    *_, end = drained(replica)
+    assert isinstance(end, Cancelled)
+    assert len(looks) < 512
 
 
 @PROPERTY

@@ -19,7 +19,7 @@ from policies.backtest.route import Send
 from policies.backtest.workload import Arrival, profiles_of
 from policies.fleet_state.view import idle_reports
 from shunter.backtest.bound_work import volume_bound
-from shunter.backtest.demand import Demand
+from shunter.backtest.demand import Demand, able, latest_end_s
 from shunter.backtest.suite import Setting, run_one, shunter
 from topics import InferenceRequest
 
@@ -55,8 +55,10 @@ def test_replies_are_written_together_and_charged_each() -> None:
     assert 2.5 < together_s / alone_s < 4
     assert one.tpot_s is not None
     assert many.tpot_s == pytest.approx(
-        (many.finished_s - (many.first_token_s or 0.0)) / 99, rel=1e-9
+        (many.finished_s - (many.first_token_s or 0.0)) / 299, rel=1e-9
     )
+    # As they are written in three rounds, it is about that of one.
+    assert one.tpot_s < many.tpot_s < 1.5 * one.tpot_s
     assert 2 * one.cost_usd < many.cost_usd < 10 * one.cost_usd
     assert many.promised is not None
     # Alone, its last round has places to spare.
@@ -126,6 +128,18 @@ def test_a_list_longer_than_the_context_breaks_no_constraint() -> None:
         found = run_one(name, setting, options, own if name == "shunter" else rule)
         assert [each.status for each in found.run.outcomes] == ["completed"]
         assert found.scores["constraint_violations"] == 0
+
+
+def test_the_pace_of_all_answers_is_no_limit_of_one_of_them_in_the_bound() -> None:
+    one = replace(make_profile(make_policy()), ttft_s=1.0, tpot_s=0.02)
+    alone, several = (Demand.of(each, 300, 0.0) for each in (one, replace(one, replies=3)))
+    assert latest_end_s(alone) == pytest.approx(one.created_at + 1.0 + 299 * 0.02)
+    assert (latest_end_s(several), several.pace_s) == (one.deadline, None)
+    # What no device could keep to alone, it could not keep to on average.
+    options = make_options()
+    fast = replace(one, replies=3, tpot_s=1e-9)
+    assert list(able(several, options))
+    assert not list(able(Demand.of(fast, 300, 0.0), options))
 
 
 def test_rules_count_each_answer_as_one_that_runs() -> None:

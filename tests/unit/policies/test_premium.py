@@ -40,6 +40,22 @@ def test_it_is_what_as_many_together_take_of_a_premium_gpu(place, together):
     assert premium_usd(work, ran, cost_usd, [PREMIUM_US]) == pytest.approx(there_usd, rel=0.1)
 
 
+@pytest.mark.parametrize(("prompts", "replies"), [(1, 40), (20, 1), (5, 8)])
+def test_several_answers_cost_there_what_as_many_requests_do(prompts: int, replies: int) -> None:
+    ran, count = OPTIONS.of("silicon-us", "llama-3.1-8b-fp8"), prompts * replies
+    work = Work(prompts * 2000, count * 1000, 0, prompts, replies)
+    for sharers in (1, 16):
+        prefill_s = prompts * ran.roofline.prefill_s(2000)
+        one = Work(2000, 1000).device_s(ran, sharers) - ran.roofline.prefill_s(2000)
+        assert work.device_s(ran, sharers) == pytest.approx(prefill_s + count * one)
+        assert work.sharers(ran, work.device_s(ran, sharers)) == pytest.approx(sharers, rel=1e-4)
+    # A list of texts without a reply is no long text.
+    vector = OPTIONS.of("premium-us", "minilm-embedding-bf16")
+    listed_s, long_s = (Work(200_000, 0, 0, n).device_s(vector, 1.0) for n in (1000, 1))
+    begins_s = 1000 * vector.roofline.prefill_overhead_s
+    assert listed_s - begins_s < 0.5 * long_s
+
+
 def test_a_prompt_alone_is_shared_by_nobody():
     ran, work = OPTIONS.of("cpu-eu", "minilm-embedding-int8"), Work(200, 0)
     there = OPTIONS.of("premium-us", "minilm-embedding-bf16")

@@ -1,6 +1,7 @@
 """The autoscaling signal: what unfinished work needs to be in time."""
 
 from dataclasses import replace
+from typing import Any
 from zlib import crc32
 
 import orjson
@@ -9,7 +10,17 @@ from hold_cases import make_batcher
 from memory_log import MemoryLog
 from metrics_cases import make_metrics
 from prometheus_client.parser import text_string_to_metric_families
-from stream_cases import START, Yard, heartbeat, make_profile, request
+from stream_cases import (
+    FLEET,
+    MODEL,
+    START,
+    Yard,
+    heartbeat,
+    make_options,
+    make_policy,
+    make_profile,
+    request,
+)
 from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from policies.autoscaling import demand, device_s, replicas_needed, total
@@ -105,10 +116,45 @@ async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
     assert sum(held["boards-us"]["device_s"].values()) == pytest.approx(300 * each, rel=0.01)
 
 
-def hold(yard: Yard, count: int, number: int | None = None) -> None:
+VENDOR = """
+  vendor-us:
+    device: slow
+    count: 1
+    region: us-east
+    lanes: [batch]
+    serves: [{model: yard-8b, variant: yard-8b-int8, precision: int8, max_batch: 4}]
+    token_price: {usd_per_million: {input: 0.01, output: OUTPUT}}
+"""
+
+
+@pytest.mark.parametrize(("replies", "dearer"), [(1, 3.0), (20, 3.0), (20, 0.3)])
+async def test_what_is_held_goes_to_the_pool_that_is_cheapest_for_all_its_answers(
+    replies: int, dearer: float
+) -> None:
+    option = make_options().by_pool["boards-us"][0]
+    asked = make_profile(make_policy(), task="summarization", body=several(replies))
+    usd_each = device_s(asked, option) * option.usd_per_s / replies
+    price = f"{dearer * usd_each / asked.output_tokens * 1e6:.6f}"
+    yard = Yard(live=[], fleet=FLEET.rstrip() + VENDOR.replace("OUTPUT", price))
+    batcher = make_batcher(yard)
+    transactor = await yard.run(batcher, MemoryLog(yard.cluster, "b"))
+    signal = AutoscalingSignal(yard.situation, batcher, stranded_of(yard), yard.clock)
+    hold(yard, 10, body=several(replies))
+    for _ in range(4):
+        await transactor.step()
+    wanted = {pool for pool, each in signal.pools().items() if sum(each["device_s"].values())}
+    assert wanted == {"boards-us" if dearer > 1 else "vendor-us"}
+
+
+def several(replies: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "which track?"}]
+    return {"model": MODEL, "messages": messages, "n": replies}
+
+
+def hold(yard: Yard, count: int, number: int | None = None, **more: Any) -> None:
     """Put requests on the hold, as a router does."""
     for n in range(count):
-        fields = {"id": f"s{n}", "task": "summarization"}
+        fields = {"id": f"s{n}", "task": "summarization"} | more
         profile = make_profile(yard.policy, **fields)
         group = group_of(profile, yard.policy.windows.length_buckets_tokens)
         headers = h.encoded(profile=profile)

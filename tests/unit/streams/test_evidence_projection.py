@@ -28,8 +28,12 @@ def evidence() -> list[bytes]:
         held_promise=Envelope(0.01, 0.5, 2.0, 0.05, 0.9),
         spent=Spent(nano_usd=12_000, input_tokens=30, output_tokens=4, device_s=0.5),
     )
+    decided = next(found for each in recorded if (found := decode(Evidence, each)).profile)
+    assert decided.profile is not None
+    several = replace(decided, profile=replace(decided.profile, prompts=3, replies=2, key="k"))
     written = [evidence_bytes(with_inputs(decode(Evidence, each))) for each in recorded]
-    return [*recorded, *written, evidence_bytes(with_inputs(later))]
+    later_ones = [evidence_bytes(with_inputs(each)) for each in (later, several)]
+    return [*recorded, *written, *later_ones]
 
 
 def assert_same(seen: Any, record: Any) -> None:
@@ -53,6 +57,8 @@ def test_a_step_has_what_its_record_has(read: Any) -> None:
     for value in values:
         assert_same(read(value), decode(Evidence, value))
     steps = [decode_routed_step(value) for value in values]
+    told = [step.profile for step in steps if step.profile is not None]
+    assert any((each.prompts, each.replies) == (3, 2) for each in told)
     for name in set(RoutedStep.__struct_fields__) - {"decision"}:
         assert any(getattr(step, name) for step in steps), name
 

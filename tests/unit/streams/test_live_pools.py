@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from live_cases import CATALOGUE, NOW, OPTIONS, POLICY, Topics, of_pool
+from policy_cases import bulk
 
+from policies.batching.groups import group_of
 from streams.engine.clock import SystemClock
 from streams.live import on_demand_view
 from streams.live.rows import snapshot_of
@@ -181,6 +183,14 @@ class TestHolds:
         (group,) = topics.shown().holds.groups
         assert (group.group, group.held) == (name, 1)
         assert "labels" not in group.constraints
+
+    def test_a_group_of_several_answers_shows_its_constraints(self) -> None:
+        topics = Topics()
+        limited = bulk(regions=("eu",), max_cost_usd=0.5, prompts=3, replies=5)
+        topics.hold("a", group_of(limited, (512,)))
+        (group,) = topics.shown().holds.groups
+        assert group.constraints == {"regions": ["eu"], "max_cost_usd": 0.5}
+        assert group.prompt_tokens_max == 512
 
     @pytest.mark.parametrize("term", ["quality 0.94", '["judged","p","v"]'])
     def test_a_group_without_constraints_has_none(self, term: str) -> None:

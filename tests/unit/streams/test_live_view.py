@@ -122,6 +122,21 @@ class TestMoney:
         assert money.premium_estimate_usd == pytest.approx(expected)
         assert money.saving == pytest.approx(1 - 0.001 / money.premium_estimate_usd)
 
+    def test_several_answers_are_held_against_as_many(self) -> None:
+        topics = Topics()
+        usage = {"input_tokens": 3000, "output_tokens": 6000}
+        topics.placed("a", on_premium=True, prompts=3, replies=20)
+        topics.executed("a", usd=0.001, usage=usage)
+        able = [OPTIONS.of(pool, "llama-3.1-8b-fp8") for pool in ("premium-us", "premium-eu")]
+        placed = OPTIONS.of("silicon-us", "llama-3.1-8b-fp8")
+        expected, as_one = (
+            premium_usd(Work(3000, 6000, 0, *counts), placed, 0.001, able)
+            for counts in ((3, 20), (1, 1))
+        )
+        shown = topics.shown().money_total.premium_estimate_usd
+        assert shown == pytest.approx(expected)
+        assert shown != pytest.approx(as_one, rel=0.01)
+
     def test_a_release_for_a_whole_batch_says_nothing_of_its_first_member(self) -> None:
         topics, other = Topics(), Topics()
         candidate = PLACEMENT | {"pool": "premium-us", "path": "batch", "cost_usd": 0.4}

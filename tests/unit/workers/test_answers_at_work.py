@@ -6,22 +6,29 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from memory_log import MemoryLog
 from model_server import Exchange, serving
 from openai_cases import OPTIONS, backend_at, call
 from simulated_cases import OPTION, make_call
 from stream_cases import Yard, make_profile, soon, step_until
-from worker_cases import ScriptedBackend, place, serve
+from worker_cases import ScriptedBackend, make_worker, place, serve
 
+from policies.learning.feedback import Experience
 from streams.engine.clock import SystemClock
 from streams.engine.transactor import Transactor
 from topics import Response, Usage
 from workers.backends.base import INPUTS_MAX, CallError, Outcome
 from workers.backends.simulated.backend import SimulatedBackend
+from workers.feedback import Learning
 from workers.resilience.attempts import service_s
 from workers.stage.second_runs import _as_answered as as_answered
 
 CHAT: dict[str, Any] = {"model": "yard-8b", "messages": [{"role": "user", "content": "hi"}]}
 LENGTHS = {"input_tokens": 600, "output_tokens": 40}
+
+
+def choices_of(count: int) -> Response:
+    return Response(200, {"choices": [{"index": index, "text": "a"} for index in range(count)]})
 
 
 async def simulated(tell: Any = None, **fields: Any) -> Outcome:
@@ -143,7 +150,7 @@ async def test_the_pace_of_several_answers_is_that_of_one() -> None:
     place(yard, "c0", body=CHAT | {"n": 4})
     _, transactor = await serve(yard, backend)
     await step_until(transactor, lambda: bool(backend.running), "the call")
-    backend.finish("c0", usage=Usage(20, 40))
+    backend.finish("c0", response=choices_of(4), usage=Usage(20, 40))
     await step_until(transactor, yard.results, "the result")
     (evidence,) = yard.evidence()
     assert evidence.got is not None
@@ -157,8 +164,39 @@ def test_a_try_has_the_time_for_all_rounds_of_its_answers() -> None:
     assert service_s(replace(one, replies=OPTION.max_batch), OPTION) == service_s(one, OPTION)
 
 
+@pytest.mark.parametrize(
+    ("asked", "choices", "rounds", "each_tokens", "learned"),
+    [
+        ({"n": 2}, 2, 1, 20, 20.0),
+        # The variant has places for four.
+        ({"n": 20}, 20, 5, 2, 2.0),
+        # A server that knows no `n` writes one reply, and it may not show all of `best_of`.
+        ({"n": 20}, 1, 1, 40, 40.0),
+        ({"n": 1, "best_of": 2}, 1, 1, 20, None),
+    ],
+)
+async def test_what_a_server_wrote_counts_and_not_what_was_asked_for(
+    asked: dict[str, int], choices: int, rounds: int, each_tokens: int, learned: float | None
+) -> None:
+    yard, backend, experience = Yard(), ScriptedBackend(), Experience(0.0)
+    place(yard, "c0", body=CHAT | asked)
+    worker = make_worker(yard, backend)
+    log = MemoryLog(yard.cluster, "a")
+    transactor = await yard.run(worker, log, observers=[Learning(experience)])
+    await step_until(transactor, lambda: bool(backend.running), "the call")
+    backend.finish("c0", response=choices_of(choices), usage=Usage(20, 40))
+    await step_until(transactor, yard.results, "the result")
+    (evidence,) = yard.evidence()
+    assert evidence.got is not None
+    assert evidence.got.tpot_s == pytest.approx(1.8 / (rounds * each_tokens - 1))
+    told = [each.mean_tokens for each in experience.lengths.told()]
+    assert told == ([] if learned is None else [learned])
+
+
 async def test_a_second_run_expects_replies_of_the_length_of_one() -> None:
-    asked = make_profile(Yard().policy)
-    outcome = Outcome(Response(200, {}), Usage(10, 90), 0.0, 0.0, 1.0, 1.0)
-    assert as_answered(replace(asked, replies=3), outcome).output_tokens == 30
-    assert as_answered(asked, outcome).output_tokens == 90
+    asked, request = make_profile(Yard().policy), call(n=3).request
+    for choices, tokens in ((3, 30), (1, 90), (0, 30)):
+        response = choices_of(choices) if choices else Response(200, {})
+        outcome = Outcome(response, Usage(10, 90), 0.0, 0.0, 1.0, 1.0)
+        assert as_answered(replace(asked, replies=3), request, outcome).output_tokens == tokens
+        assert as_answered(asked, request, outcome).output_tokens == 90

@@ -107,6 +107,25 @@ async def test_choices_of_a_chat_have_the_usage_of_all(told: int, used: Usage) -
     assert outcome.usage == used
 
 
+@pytest.mark.parametrize("n", [1, 2, "2", 2.0])
+async def test_a_stream_has_as_many_choices_as_were_asked_for(n: Any) -> None:
+    prompts = ["a"] * 150
+
+    async def many(x: Exchange) -> None:
+        await x.events()
+        for index in range(150 * int(n)):
+            await x.event(choice_chunk(index, f"choice {index}", (2, 3)))
+        await x.end()
+
+    async with serving(many) as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call("completions", prompt=prompts, n=n))
+        assert len(outcome.response.body["choices"]) == 150 * int(n)
+        assert outcome.usage == Usage(300, 450 * int(n), 150)
+        with pytest.raises(CallError) as refused:
+            await backend.execute(call("completions", prompt="a", n=n))
+    assert refused.value.code == "bad_answer"
+
+
 async def test_tool_calls_and_choices_are_put_together_by_index() -> None:
     def delta(index: int, finish: str | None = None, **fields: Any) -> dict[str, Any]:
         return {"choices": [{"index": index, "delta": fields, "finish_reason": finish}]}

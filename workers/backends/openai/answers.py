@@ -13,6 +13,7 @@ _NAMES = frozenset({"role", "type", "id", "name", "finish_reason"})
 _IDENTITY = frozenset({"id", "created", "model", "system_fingerprint"})
 _OF_A_CHUNK = frozenset({"object", "choices"})
 DEPTH_MAX = 16
+# Choices that a server may send where fewer were asked for.
 CHOICES_MAX = 128
 
 
@@ -25,13 +26,15 @@ def bad_answer(why: str) -> CallError:
 class Assembled:
     """The answer of a chat or text completion in its form without streaming."""
 
-    def __init__(self, object_name: str, choices_each: int = 1) -> None:
+    def __init__(self, object_name: str, choices_each: int = 1, prompts: int = 1) -> None:
         """Begin an answer that has nothing yet.
 
         Args:
             object_name: what it is called.
             choices_each: choices that are asked for of each prompt.
+            prompts: so many.
         """
+        self._choices_max = max(CHOICES_MAX, choices_each * prompts)
         self._object = object_name
         self._is_chat = object_name == "chat.completion"
         self._usages = ChoiceUsages(choices_each)
@@ -83,7 +86,7 @@ class Assembled:
 
     def _add_choice(self, choice: Any) -> bool:
         index = choice.get("index", 0) if isinstance(choice, dict) else None
-        if type(index) is not int or not 0 <= index < CHOICES_MAX:
+        if type(index) is not int or not 0 <= index < self._choices_max:
             raise bad_answer("a choice of the stream has no index")
         delta = choice.get("delta")
         if delta is not None and not isinstance(delta, dict):

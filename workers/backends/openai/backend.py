@@ -246,9 +246,9 @@ class OpenAIBackend:
     async def _read_stream(
         self, call: Call, response: aiohttp.ClientResponse, limit: asyncio.Timeout
     ) -> _Answer:
-        operation, wanted = call.profile.operation, call.request.body.get("n")
-        choices_each = wanted if type(wanted) is int and wanted > 0 else 1
-        assembled, first_token_at = Assembled(_STREAMED[operation], choices_each), None
+        object_name, asked = _STREAMED[call.profile.operation], call.request
+        assembled = Assembled(object_name, asked.choices, call.profile.prompts)
+        first_token_at = None
         try:
             async for chunk in self._chunks(response):
                 # llama.cpp begins the stream of several prompts with one.
