@@ -24,8 +24,11 @@ MODULES = (
     "policies/hardware/answering.py",
     "policies/hardware/device_time.py",
     "policies/hardware/iteration.py",
+    "policies/hardware/migration.py",
     "policies/hardware/prefix_cache.py",
+    "policies/hardware/prompts.py",
     "policies/hardware/replica.py",
+    "policies/hardware/replica_load.py",
     "policies/hardware/roofline.py",
 )
 

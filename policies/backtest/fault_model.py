@@ -5,9 +5,11 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from policies.config.fleet import Fleet
+from policies.config.options import Option
 from policies.config.schema import Declaration, parse_declaration
 from policies.config.serving import Times
-from policies.hardware.constants import AS_DECLARED, Factors
+from policies.hardware.constants import AS_DECLARED, Factors, at_speed, corrected
+from policies.hardware.roofline import Roofline
 
 Factor = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -74,3 +76,9 @@ def parse_reality(text: str, file: str) -> Reality:
         DeclarationError: naming file, field and value of each problem.
     """
     return parse_declaration(text, file, Reality)
+
+
+def true_roofline(option: Option, reality: Reality) -> Roofline:
+    """Return the roofline of an option's devices as they really are, without noise."""
+    speed = reality.speed.get(option.pool, 1.0)
+    return at_speed(corrected(option.roofline, reality.factors(option.pool)), speed)

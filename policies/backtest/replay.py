@@ -17,7 +17,7 @@ from policies.placement.retry import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
-_REPLICA, _BEAT, _NOTICE, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT, _LINE = range(9)
+_REPLICA, _BEAT, _NOTICE, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT, _LOOK = range(9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class ReplayRun:
     """Result of a policy on a trace.
 
     ``busy_s`` is by pool, as is ``tokens_usd``, what those got that are paid by tokens, and
-    ``moving_usd``, what those got whose prices move; ``steps`` and ``tokens`` are decoded.
+    ``moving_usd``, what those got whose prices move; ``steps`` and ``tokens`` are decoded;
+    ``migrations`` are replies that went on at another replica.
     """
 
     outcomes: list[ReplayOutcome]
@@ -36,6 +37,7 @@ class ReplayRun:
     batched: int
     tokens_usd: dict[str, float] = field(default_factory=dict)
     moving_usd: dict[str, float] = field(default_factory=dict)
+    migrations: int = 0
 
 
 class Replay:
@@ -57,7 +59,7 @@ class Replay:
         self._order = count()
         self._due: dict[tuple[str, int], float] = {}
         self._release_at = math.inf
-        self._lines: set[str] = set()
+        self._looks: set[str] = set()
         self._stirred = dict.fromkeys(self._pools, 2)
         self._left = 0
         self._is_enough: Callable[[ReplayOutcome], bool] | None = None
@@ -96,7 +98,7 @@ class Replay:
             _REPLICA: self._advance,
             _AGAIN: self._again,
             _SUBMIT: self._submit,
-            _LINE: self._line,
+            _LOOK: self._look,
             _NOTICE: self._notice,
             _FAULT: self._fault,
         }
@@ -124,6 +126,7 @@ class Replay:
             tokens=sum(tokens for _, tokens in decoded),
             batches=len(self._batch_ids),
             batched=self._batched,
+            migrations=sum(pool.migrations for pool in self._pools.values()),
         )
 
     def _push(self, at: float, kind: int, what: Any) -> None:
@@ -198,16 +201,18 @@ class Replay:
     def _start(self, pool: ModelPool, now: float) -> None:
         for ended in pool.failed():
             self._end(ended, now)
+        for index in pool.migrate(now):
+            self._watch(pool, index, now)
         for attempt, index in pool.start(now):
             attempt.outcome.device = index
             self._watch(pool, index, now)
-        due_at = pool.line_due_at(now)
-        if due_at is not None and pool.name not in self._lines:
-            self._lines.add(pool.name)
-            self._push(due_at, _LINE, pool.name)
+        due_at = pool.look_at(now)
+        if due_at is not None and pool.name not in self._looks:
+            self._looks.add(pool.name)
+            self._push(due_at, _LOOK, pool.name)
 
-    def _line(self, name: str, now: float) -> None:
-        self._lines.discard(name)
+    def _look(self, name: str, now: float) -> None:
+        self._looks.discard(name)
         self._start(self._pools[name], now)
 
     def _watch(self, pool: ModelPool, index: int, now: float) -> None:

@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from math import inf, nextafter
 from statistics import NormalDist
 
-from policies.backtest.fault_model import Reality
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.backtest.outcome import ReplayOutcome
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.answering import AnsweringReplica
-from policies.hardware.constants import corrected
+from policies.hardware.constants import at_speed
 from policies.hardware.device_time import DeviceShare
-from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
+from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job, Moved
+from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, choose_replica
-from policies.hardware.roofline import Roofline
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
@@ -40,7 +40,8 @@ Draw = Callable[[], float]
 class Try:
     """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``.
 
-    ``ahead_s`` and ``others_s`` are what `Measured` has of it, ``output_tokens`` what it writes.
+    ``ahead_s`` and ``others_s`` are what `Measured` has of it, ``output_tokens`` what it writes,
+    ``share_s`` its share on the replicas that it has left.
     """
 
     outcome: ReplayOutcome
@@ -54,6 +55,7 @@ class Try:
     began_at: float = 0.0
     mark: float = 0.0
     output_tokens: int = 0
+    share_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class ModelPool:
             keeps_tpot = options[0].keeps_tpot
             self.replicas.append(AnsweringReplica(limits, prefixes, keeps_tpot=keeps_tpot))
         self._line: PoolLine[Try] = PoolLine(self.replicas, self._fill)
+        self._migration = Migration(self.replicas, self._fill) if options[0].migrates else None
 
     @property
     def is_idle(self) -> bool:
@@ -153,10 +156,25 @@ class ModelPool:
             self._begin(attempt, index, now)
             yield attempt, index
 
-    def line_due_at(self, now: float) -> float | None:
-        """Return when to ask `start` again; None if nothing waits for a replica."""
-        model_at = self._line.due_at(now * self._time_scale)
-        return None if model_at is None else model_at / self._time_scale
+    def migrate(self, now: float) -> list[int]:
+        """Let replies leave for other replicas, and return the replicas that they leave."""
+        if self._migration is None:
+            return []
+        return sorted(self._migration.look(now * self._time_scale))
+
+    def look_at(self, now: float) -> float | None:
+        """Return when to ask `start` and `migrate` again, whatever ends; None: not until then."""
+        model_now = now * self._time_scale
+        looks = [self._line.due_at(model_now)]
+        if self._migration is not None:
+            looks.append(self._migration.due_at(model_now))
+        due = [at for at in looks if at is not None]
+        return min(due) / self._time_scale if due else None
+
+    @property
+    def migrations(self) -> int:
+        """Return how many replies have gone on at another replica."""
+        return 0 if self._migration is None else self._migration.moved
 
     def _fail(self, attempt: Try, now: float) -> None:
         self._experience.failed()
@@ -201,12 +219,16 @@ class ModelPool:
         model_now = now * scale
         for event in self.replicas[index].advance(model_now):
             attempt = self._tries[event.id]
-            if isinstance(event, FirstToken):
+            if self._migration is not None:
+                target = self._migration.note(event, model_now)
+                if target is not None:
+                    self._go_on(attempt, index, target, model_now)
+            if isinstance(event, FirstToken | Moved):
                 continue
             del self._tries[event.id]
             outcome, answers = attempt.outcome, attempt.outcome.profile.answers
             shares = self._shares[index][attempt.option.variant]
-            share_s = shares.end(attempt.mark, model_now, answers)
+            share_s = attempt.share_s + shares.end(attempt.mark, model_now, answers)
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
                 cost_usd = attempt.option.cut_cost_usd(*cut)
@@ -253,6 +275,15 @@ class ModelPool:
                 yield TryEnded(attempt, span[1])
             else:
                 yield TryEnded(attempt, event.at / scale, "memory")
+
+    def _go_on(self, attempt: Try, source: int, target: int, model_now: float) -> None:
+        """Note that a try has moved to another replica."""
+        variant = attempt.option.variant
+        answers = attempt.outcome.profile.answers
+        attempt.share_s += self._shares[source][variant].end(attempt.mark, model_now, answers)
+        attempt.mark = self._shares[target][variant].begin(model_now, answers)
+        attempt.replica = target
+        self._begun.append((attempt, target))
 
     def due_at(self, index: int) -> float | None:
         """Return when something ends on a replica next; None if nothing runs there."""
@@ -365,22 +396,3 @@ class ModelPool:
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen
-
-
-def true_roofline(option: Option, reality: Reality) -> Roofline:
-    """Return the roofline of an option's devices as they really are, without noise."""
-    speed = reality.speed.get(option.pool, 1.0)
-    return at_speed(corrected(option.roofline, reality.factors(option.pool)), speed)
-
-
-def at_speed(roofline: Roofline, factor: float) -> Roofline:
-    """Return the roofline of a device ``factor`` times as fast."""
-    return replace(
-        roofline,
-        flops=roofline.flops * factor,
-        bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
-        step_overhead_s=roofline.step_overhead_s / factor,
-        traffic_token_s=roofline.traffic_token_s / factor,
-        sequence_overhead_s=roofline.sequence_overhead_s / factor,
-        prompt_overhead_s=roofline.prompt_overhead_s / factor,
-    )

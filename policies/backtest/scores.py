@@ -46,6 +46,7 @@ def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, An
         "p50_finish_s": percentile(finish_s, 0.5),
         "p99_finish_s": percentile(finish_s, 0.99),
         "mean_batch_size": run.tokens / run.steps if run.steps else None,
+        "migrations": run.migrations,
         "batches": run.batches,
         "mean_batch_members": run.batched / run.batches if run.batches else None,
         "held": len(held_s),

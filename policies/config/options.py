@@ -70,6 +70,8 @@ class Option:
     keeps_tpot: bool = False
     """Whether its replicas compute no more of prompts at once than the TPOT of what decodes beside
     them allows (`policies.hardware.chunks`); else whole chunks."""
+    migrates: bool = False
+    """Whether replies go on at other replicas of its pool (`policies.hardware.migration`)."""
     provider: str = "shunter"
     """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
@@ -187,6 +189,7 @@ def _hardware(option: Option) -> tuple[object, ...]:
         option.kv_capacity_tokens,
         option.time_scale,
         option.keeps_tpot,
+        option.migrates,
     )
 
 
@@ -270,6 +273,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 notice_s=pool.notice_s,
                 gathers=pool.backend.type == "simulated",
                 keeps_tpot=getattr(pool.backend, "prompt_chunks", "full") == "within_tpot",
+                migrates=getattr(pool.backend, "replies", "stay") == "migrate",
                 provider=pool.backend.provider_name,
             )
         )

@@ -17,11 +17,12 @@ from policies.hardware.iteration import (
     IterationRun,
     Job,
     JobState,
+    Moved,
     Refused,
     VariantLimits,
     VariantQueue,
 )
-from policies.hardware.roofline import MEMORY_UTILIZATION, TYPICAL_CONTEXT_TOKENS
+from policies.hardware.replica_load import ReplicaLoad
 
 __all__ = [
     "Accelerator",
@@ -30,12 +31,13 @@ __all__ = [
     "Event",
     "FirstToken",
     "Job",
+    "Moved",
     "Refused",
     "VariantLimits",
 ]
 
 
-class Accelerator:
+class Accelerator(ReplicaLoad):
     """A replica on which one or more model variants are resident.
 
     One iteration runs at a time; variants that have work take turns. In an iteration all running
@@ -65,31 +67,15 @@ class Accelerator:
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
         keeps_tpot: bool = False,
     ) -> None:
-        rooflines = [limits.roofline for limits in variants.values()]
-        if len({roofline.memory_bytes for roofline in rooflines}) != 1:
-            raise ValueError(
-                f"variants {sorted(variants)} must be at least one and name the same memory_bytes: "
-                f"they share one replica"
-            )
         if prefill_chunk_tokens < 1:
             raise ValueError(f"prefill_chunk_tokens is {prefill_chunk_tokens}: give 1 or more")
-        usable_bytes = MEMORY_UTILIZATION * rooflines[0].memory_bytes
-        weights_bytes = sum(roofline.weights_bytes for roofline in rooflines)
-        self._kv_capacity_bytes = usable_bytes - weights_bytes
-        if self._kv_capacity_bytes <= 0:
-            raise ValueError(
-                f"the weights of {sorted(variants)} take {weights_bytes:.3g} bytes of "
-                f"{usable_bytes:.3g} usable: serve fewer variants, or a lower precision"
-            )
+        super().__init__(variants)
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._keeps_tpot = keeps_tpot
-        self._lanes = [
-            VariantQueue(index, limits.roofline, limits.max_batch)
-            for index, limits in enumerate(variants.values())
-        ]
-        self._lane_of = dict(zip(variants, self._lanes, strict=True))
         self._jobs: dict[str, JobState] = {}
         self._cancelling: list[JobState] = []
+        self._leaving: list[JobState] = []
+        self._joining: list[Moved] = []
         self._events: list[Event] = []
         self._run: IterationRun | None = None
         self._turn = 0  # the lane whose iteration is next
@@ -146,6 +132,52 @@ class Accelerator:
             self._take_out(state, self._now)
         return True
 
+    def expect(self, job: Job, now: float) -> None:
+        """Keep a place and memory for a job that decodes on another replica, until it moves here.
+
+        The caller has seen that there is room.
+        """
+        self._run_until(now)
+        self._lane_of[job.variant].expect(job, self._order)
+        self._order += 1
+
+    def no_longer_expect(self, job: Job, now: float) -> None:
+        """Undo `expect`: the job has ended where it was."""
+        self._run_until(now)
+        self._lane_of[job.variant].no_longer_expect(job.id)
+        self._cut()
+
+    def send(self, job_id: str, now: float) -> None:
+        """Let a decoding job leave at the end of the current iteration: `Moved` says when.
+
+        One that completes or is cancelled by then does not.
+        """
+        self._run_until(now)
+        state = self._jobs.get(job_id)
+        if state is None:
+            return
+        self._cut()
+        if self._run:
+            self._leaving.append(state)
+        else:
+            self._let_go(state, self._now)
+
+    def receive(self, moved: Moved, now: float) -> None:
+        """Let a job that was expected take part from the next iteration on."""
+        self._run_until(now)
+        self._jobs[moved.id] = self._lane_of[moved.job.variant].expected[moved.id]
+        self._cut()
+        if self._run:
+            self._joining.append(moved)
+        else:
+            self._lane_of[moved.job.variant].go_on(moved)
+
+    def decoding_of(self, variant: str) -> list[tuple[Job, int]]:
+        """Return the jobs of a variant that decode, each with its output tokens by now."""
+        lane = self._lane_of[variant]
+        found = [state for _, _, state in lane.decoding]
+        return [(each.job, each.output_tokens_in(self._run, self._now)) for each in found]
+
     def advance(self, now: float) -> list[Event]:
         """Return all events up to `now` that were not yet returned, in order of time."""
         self._run_until(now)
@@ -171,92 +203,15 @@ class Accelerator:
         return self._busy_s
 
     @property
-    def running(self) -> int:
-        """Admitted sequences."""
-        return sum(lane.running for lane in self._lanes)
-
-    @property
-    def queued(self) -> int:
-        """Jobs that wait for admission."""
-        return sum(len(lane.queue) for lane in self._lanes)
-
-    def running_of(self, variant: str) -> int:
-        """Return the admitted sequences of one variant."""
-        return self._lane_of[variant].running
-
-    def queued_of(self, variant: str) -> int:
-        """Return the jobs of one variant that wait for admission."""
-        return len(self._lane_of[variant].queue)
-
-    def jobs_of(self, variant: str) -> int:
-        """Return the jobs of one variant, running or waiting."""
-        lane = self._lane_of[variant]
-        return lane.running + len(lane.queue)
-
-    def max_batch_of(self, variant: str) -> int:
-        """Return the most sequences of a variant that may run together."""
-        return self._lane_of[variant].max_batch
-
-    @property
     def is_idle(self) -> bool:
         """True if no job runs or waits."""
         return not self._jobs
-
-    def round_s(self, joining: str | None = None, context_tokens: int = 0) -> float:
-        """Return seconds of one decode iteration of each variant with work: variants take turns.
-
-        Jobs that wait or are in prefill count as if they decoded already.
-
-        Args:
-            joining: a variant that gets one more sequence.
-            context_tokens: context of that sequence.
-        """
-        total_s = 0.0
-        joined = self._lane_of[joining] if joining is not None else None
-        for lane in self._lanes:
-            soon = len(lane.prefilling) + len(lane.queue)
-            tokens = lane.context_tokens + soon * TYPICAL_CONTEXT_TOKENS
-            if lane is joined:
-                soon += 1
-                tokens += context_tokens
-            sequences = min(lane.max_batch, len(lane.decoding) + soon)
-            if sequences:
-                total_s += lane.roofline.step_s(sequences, tokens)
-        return total_s
-
-    def has_room(self, variant: str, tokens: int) -> bool:
-        """Return True if a job of ``tokens``, input and output, would be admitted at once."""
-        lane = self._lane_of[variant]
-        if lane.running + len(lane.queue) >= lane.max_batch:
-            return False
-        return tokens * lane.roofline.kv_bytes_per_token <= self.kv_free_bytes
-
-    @property
-    def kv_free_bytes(self) -> float:
-        """KV memory that no running or waiting job needs."""
-        waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
-        return self._kv_capacity_bytes - self._kv_used_bytes() - waiting_bytes
-
-    @property
-    def kv_wanted(self) -> float:
-        """Share of the KV memory that running and waiting jobs need; more than 1 has to wait."""
-        return 1.0 - self.kv_free_bytes / self._kv_capacity_bytes
 
     def output_tokens_of(self, job_id: str, now: float) -> int:
         """Return a job's output tokens at `now`; 0 before the first, or if it is gone."""
         self._run_until(now)
         state = self._jobs.get(job_id)
         return state.output_tokens_in(self._run, self._now) if state else 0
-
-    @property
-    def decoded(self) -> tuple[int, int]:
-        """Decode steps so far, and their output tokens."""
-        return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
-
-    @property
-    def kv_usage(self) -> float:
-        """The reserved share of the KV memory, 0 to 1."""
-        return self._kv_used_bytes() / self._kv_capacity_bytes
 
     def _run_until(self, now: float) -> None:
         self._now = max(self._now, now)
@@ -346,10 +301,17 @@ class Accelerator:
         for lane in run.lanes:
             for state in lane.finish():
                 self._complete(state)
+        for moved in self._joining:
+            self._lane_of[moved.job.variant].go_on(moved)
+        self._joining.clear()
         for state in self._cancelling:
             if self._jobs.get(state.job.id) is state:
                 self._take_out(state, run.ends_at)
         self._cancelling.clear()
+        for state in self._leaving:
+            if self._jobs.get(state.job.id) is state:
+                self._let_go(state, run.ends_at)
+        self._leaving.clear()
 
     def _book_mixed(self, run: IterationRun) -> None:
         lane = run.lanes[0]
@@ -377,23 +339,15 @@ class Accelerator:
         times = (state.started_at, state.first_token_at, self._free_at)
         self._events.append(Completion(state.job.id, *times, state.device_s))
 
+    def _let_go(self, state: JobState, at: float) -> None:
+        del self._jobs[state.job.id]
+        written = state.written_tokens
+        state.lane.remove(state)
+        spent = (state.started_at, state.first_token_at, state.device_s)
+        self._events.append(Moved(state.job, at, written, *spent))
+
     def _take_out(self, state: JobState, at: float) -> None:
         del self._jobs[state.job.id]
         written = state.written_tokens
         state.lane.remove(state)
         self._events.append(Cancelled(state.job.id, at, state.device_s, written))
-
-    def _can_admit(self, lane: VariantQueue) -> bool:
-        head = lane.head
-        if head is None:
-            return False
-        set_aside_bytes = sum(
-            first.kv_bytes
-            for other in self._lanes
-            if (first := other.head) and first.key < head.key and other is not lane
-        )
-        needed_bytes = self._kv_used_bytes() + set_aside_bytes + head.kv_bytes
-        return needed_bytes <= self._kv_capacity_bytes
-
-    def _kv_used_bytes(self) -> float:
-        return sum(lane.reserved_tokens * lane.roofline.kv_bytes_per_token for lane in self._lanes)

@@ -14,6 +14,7 @@ from policies.hardware.iteration import (
     Event,
     FirstToken,
     Job,
+    Moved,
     Refused,
     VariantLimits,
 )
@@ -130,7 +131,7 @@ class AnsweringReplica(Replica):
                 parts.is_told = True
                 yield FirstToken(parts.job.id, event.at)
             self._reply(parts, event.id, now)
-        else:
+        elif not isinstance(event, Moved):
             del self._parts[event.id]
             parts.take(event)
             if parts.refusal is not None and not parts.is_leaving:
@@ -148,6 +149,10 @@ class AnsweringReplica(Replica):
         for reply in range(1, parts.replies):
             one = replace(head, id=f"{name}.{reply}", cached_tokens=tokens, shared_tokens=tokens)
             self._begin(parts, one, now)
+
+    def may_move(self, job_id: str) -> bool:
+        """Return True if a job may leave: the answers of a request stay together."""
+        return job_id not in self._parts
 
     def cancel(self, name: str, now: float) -> bool:
         """Remove a request, as `Accelerator.cancel` does."""

@@ -57,3 +57,16 @@ def corrected(roofline: Roofline, factors: Factors) -> Roofline:
         sequence_overhead_s=roofline.sequence_overhead_s * factors.step,
         prompt_overhead_s=roofline.prompt_overhead_s * factors.prompt,
     )
+
+
+def at_speed(roofline: Roofline, factor: float) -> Roofline:
+    """Return the roofline of a device ``factor`` times as fast."""
+    return replace(
+        roofline,
+        flops=roofline.flops * factor,
+        bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
+        step_overhead_s=roofline.step_overhead_s / factor,
+        traffic_token_s=roofline.traffic_token_s / factor,
+        sequence_overhead_s=roofline.sequence_overhead_s / factor,
+        prompt_overhead_s=roofline.prompt_overhead_s / factor,
+    )

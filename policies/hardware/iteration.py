@@ -83,6 +83,26 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A job has left a replica while it decoded, to go on at another with the tokens it has.
+
+    Its times and ``device_s`` are those of all replicas it was on.
+    """
+
+    job: Job
+    at: float
+    written_tokens: int
+    started_at: float
+    first_token_at: float
+    device_s: float
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A job can never fit the replica's KV memory."""
 
@@ -91,7 +111,7 @@ class Refused:
     reason: str
 
 
-Event = FirstToken | Completion | Cancelled | Refused
+Event = FirstToken | Completion | Cancelled | Moved | Refused
 
 
 class JobState:
@@ -163,6 +183,7 @@ class VariantQueue:
     queue: list[tuple[tuple[int, int], JobState]] = field(default_factory=list)  # heap by key
     prefilling: list[JobState] = field(default_factory=list)  # sorted by key
     decoding: list[tuple[int, int, JobState]] = field(default_factory=list)  # heap by finish step
+    expected: dict[str, JobState] = field(default_factory=dict)  # by id: they decode elsewhere yet
     steps: int = 0
     tokens: int = 0  # decoded in those steps
     context_tokens: int = 0  # of the decoding sequences, together
@@ -175,9 +196,14 @@ class VariantQueue:
         return len(self.prefilling) + len(self.decoding)
 
     @property
+    def places(self) -> int:
+        """Places in the batch that are taken, or kept for jobs that are expected."""
+        return self.running + len(self.expected)
+
+    @property
     def head(self) -> JobState | None:
         """The next job to admit, if a place in the batch is free."""
-        return self.queue[0][1] if self.queue and self.running < self.max_batch else None
+        return self.queue[0][1] if self.queue and self.places < self.max_batch else None
 
     @property
     def steps_to_finish(self) -> int:
@@ -232,16 +258,41 @@ class VariantQueue:
 
     def start_decoding(self, state: JobState) -> None:
         """Move a job from prefill, which has yielded its first output token, to decoding."""
+        self.prefilling.remove(state)
+        self._decode(state, 1)
+
+    def expect(self, job: Job, order: int) -> None:
+        """Keep a place and memory for a job that decodes elsewhere and will go on here."""
+        state = JobState(job, self, order)
+        state.admitted, state.computed_tokens = True, job.input_tokens
+        self.reserved_tokens += state.reserved_tokens
+        self.expected[job.id] = state
+
+    def no_longer_expect(self, job_id: str) -> JobState:
+        """Undo `expect`, and return the job's state."""
+        state = self.expected.pop(job_id)
+        self.reserved_tokens -= state.reserved_tokens
+        return state
+
+    def go_on(self, moved: Moved) -> JobState:
+        """Let a job decode that was expected, and return its state."""
+        state = self.no_longer_expect(moved.id)
+        self.reserved_tokens += state.reserved_tokens
+        state.started_at, state.first_token_at = moved.started_at, moved.first_token_at
+        state.device_s = moved.device_s
+        self._decode(state, moved.written_tokens)
+        return state
+
+    def _decode(self, state: JobState, written_tokens: int) -> None:
         if not self.decoding:
             self.sequence_s = 0.0  # a short sum is an exact one
-        self.prefilling.remove(state)
         state.device_s -= self.sequence_s
-        state.finish_step = self.steps + state.job.output_tokens - 1
+        state.finish_step = self.steps + state.job.output_tokens - written_tokens
         tpot_s = state.job.tpot_s
         if tpot_s is not None:
-            state.due_from = state.first_token_at + tpot_s * (1 - self.steps)
+            state.due_from = state.first_token_at + tpot_s * (written_tokens - self.steps)
             state.step_due_s = tpot_s
-        self.context_tokens += state.job.input_tokens + 1
+        self.context_tokens += state.job.input_tokens + written_tokens
         heappush(self.decoding, (state.finish_step, state.key[1], state))
 
     def finish(self) -> Iterator[JobState]:

@@ -10,7 +10,7 @@ from policies.hardware.accelerator import Accelerator, VariantLimits
 from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import Event, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.roofline import Roofline
+from policies.hardware.prompts import WaitingPrompts
 from topics import Profile
 
 # Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
@@ -91,50 +91,13 @@ class Ask:
         )
 
 
-@dataclass(slots=True)
-class _Prompts:
-    """The prompts of one variant that have no first token yet."""
-
-    roofline: Roofline
-    short: int = 0
-    short_tokens: int = 0
-    long_tokens: int = 0
-    long_s: float = 0.0
-
-    def add(self, tokens: int, sign: int = 1) -> None:
-        if tokens <= PREFILL_CHUNK_TOKENS:
-            self.short += sign
-            self.short_tokens += sign * tokens
-        else:
-            self.long_tokens += sign * tokens
-            self.long_s += sign * self.roofline.prefill_s(tokens)
-
-    def seconds(self) -> float:
-        """Return their time: short prompts share chunks, long ones attend to themselves."""
-        return (self.long_s if self.long_tokens else 0.0) + _chunked_s(
-            self.roofline, self.short_tokens, self.short
-        )
-
-    def chunks(self) -> int:
-        """Return their number of iterations."""
-        return -(-(self.short_tokens + self.long_tokens) // PREFILL_CHUNK_TOKENS)
-
-
-def _chunked_s(roofline: Roofline, tokens: int, prompts: int) -> float:
-    full, rest = divmod(tokens, PREFILL_CHUNK_TOKENS)
-    full_s = full * roofline.prefill_s(PREFILL_CHUNK_TOKENS) if full else 0.0
-    # Each chunk has the overhead of one prompt.
-    shared_s = max(0, prompts - full - (rest > 0)) * roofline.prompt_overhead_s
-    return full_s + (roofline.prefill_s(rest) if rest else 0.0) + shared_s
-
-
 @dataclass(eq=False, slots=True, init=False)
 class Replica:
     """An accelerator with its scheduler's state of the jobs on it."""
 
     accelerator: Accelerator
     prefixes: PrefixCache | None
-    _prompts: dict[str, _Prompts]
+    _prompts: dict[str, WaitingPrompts]
     _waiting: dict[str, Job]
     _tpot_of: dict[str, float]
     _share_max: float
@@ -150,7 +113,7 @@ class Replica:
     ) -> None:
         self.accelerator = Accelerator(variants, keeps_tpot=keeps_tpot)
         self.prefixes = prefixes
-        self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
+        self._prompts = {name: WaitingPrompts(limits.roofline) for name, limits in variants.items()}
         self._waiting = {}
         self._tpot_of = {}
         self._share_max = KEPT_TPOT_PREFILL_SHARE_MAX if keeps_tpot else 0.0
@@ -178,6 +141,23 @@ class Replica:
             if session is not None:
                 self.prefixes.use((session, job.variant))
             self.prefixes.shrink(self.accelerator.kv_free_bytes)
+
+    def may_move(self, _job_id: str) -> bool:
+        """Return True if a job may leave for another replica."""
+        return True
+
+    def expect(self, job: Job, now: float) -> None:
+        """Keep room for a job that decodes on another replica, until it moves here."""
+        if job.tpot_s is not None:
+            self._tpot_of[job.id] = job.tpot_s
+        self.accelerator.expect(job, now)
+        if self.prefixes is not None:
+            self.prefixes.shrink(self.accelerator.kv_free_bytes)
+
+    def no_longer_expect(self, job: Job, now: float) -> None:
+        """Undo `expect`: the job has ended where it was."""
+        self._tpot_of.pop(job.id, None)
+        self.accelerator.no_longer_expect(job, now)
 
     def cached_tokens(self, variant: str, session: str | None) -> int:
         """Return the number of a session's tokens that the replica still has."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from policies import Option, Options
-from policies.backtest.fault_model import Reality
-from policies.backtest.replica_pool import true_roofline
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.scoring.constraints import refusal
 from topics import Profile
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES, PREMIUM
-from policies.backtest.fault_model import Reality
+from policies.backtest.fault_model import Reality, true_roofline
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replay import Replay, ReplayRun
-from policies.backtest.replica_pool import true_roofline
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
 from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger
+from policies.config.fleet import SimulatedBackendConfig
 from shunter.backtest.check import emits_too_much, is_broken
 from shunter.console import UserError
 
@@ -71,6 +71,17 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
         wide = pool.serves[0].tensor_parallel
         replicas = max(1, round(pool.count / wide * factor))
         pools[name] = pool.model_copy(update={"count": replicas * wide})
+    return fleet.model_copy(update={"pools": pools})
+
+
+def migrating(fleet: Fleet) -> Fleet:
+    """Return the fleet with simulated pools whose replies migrate between their replicas."""
+    pools = {}
+    for name, pool in fleet.pools.items():
+        backend = pool.backend
+        if isinstance(backend, SimulatedBackendConfig):
+            backend = backend.model_copy(update={"replies": "migrate"})
+        pools[name] = pool.model_copy(update={"backend": backend})
     return fleet.model_copy(update={"pools": pools})
 
 

@@ -27,7 +27,15 @@ from shunter.backtest.quotes import (
     table_of_quotes,
     write_errors,
 )
-from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
+from shunter.backtest.suite import (
+    Scored,
+    ScoredRun,
+    Setting,
+    assumed_pools,
+    migrating,
+    plans,
+    scaled,
+)
 from shunter.backtest.tables import table_of_draws, tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client.kafka import run
@@ -95,6 +103,10 @@ StartsAt = Annotated[
 FleetScale = Annotated[
     float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
 ]
+Migrate = Annotated[
+    bool,
+    typer.Option("--migrate", help="Let replies migrate between a simulated pool's replicas."),
+]
 RealityFile = Annotated[
     Path | None,
     typer.Option("--reality", help="YAML: how the fleet differs from its declaration, untold."),
@@ -146,6 +158,7 @@ def backtest(
     times: Repeat = 1,
     starts_at: StartsAt = None,
     fleet_scale: FleetScale = 1.0,
+    migrate: Migrate = False,
     reality: RealityFile = None,
     assignments: Assignments = None,
     plot: Plot = None,
@@ -165,7 +178,8 @@ def backtest(
     settings = settings_from(
         fleet=fleet, policy=policy, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix
     )
-    declared, live = _from(load_fleet(settings.fleet), starts_at), load_policy(settings.policy)
+    declared = _declared(settings.fleet, starts_at, migrate)
+    live = load_policy(settings.policy)
     _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
     _check_alone(quotes, compare=compare, assignments=assignments, plot=plot, draws=draw_count)
     check_writable(differing, assignments, quote_errors)
@@ -192,6 +206,7 @@ def backtest(
         "rate": rate,
         "repeat": times,
         "fleet_scale": fleet_scale,
+        "migrate": migrate,
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
         "lower_bound_note": no_limit,
@@ -199,10 +214,7 @@ def backtest(
         "assumed_pools": assumed_pools(setting.fleet),
     }
     report |= _besides(setting, own, draw_count)
-    if as_json:
-        typer.echo(orjson.dumps(report).decode())
-    else:
-        _show(scored, report)
+    _show(scored, report, as_json=as_json)
 
 
 def _besides(setting: Setting, own: Sequence[ReplayRun], draw_count: int) -> dict[str, Any]:
@@ -215,8 +227,14 @@ def _besides(setting: Setting, own: Sequence[ReplayRun], draw_count: int) -> dic
     return found
 
 
-def _from(fleet: Fleet, starts_at: str | None) -> Fleet:
-    """Return the fleet with its series in the trace's time, which counts from 0."""
+def _declared(path: Path | None, starts_at: str | None, migrate: bool) -> Fleet:
+    """Return the fleet with its series in the trace's time, which counts from 0.
+
+    With ``migrate`` the replies of its simulated pools do so.
+    """
+    fleet = load_fleet(path)
+    if migrate:
+        fleet = migrating(fleet)
     if starts_at is None:
         if any(series.moves for series in fleet.series.values()):
             raise UserError("the fleet's prices move: give --starts-at, when the trace begins")
@@ -344,7 +362,10 @@ def _reality(path: Path | None) -> Reality:
     return parse_reality(read_declared(path), named(path))
 
 
-def _show(scored: list[Scored], report: dict[str, Any]) -> None:
+def _show(scored: list[Scored], report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(report).decode())
+        return
     for table in tables(scored):
         out.print(table)
         out.print()

@@ -17,12 +17,12 @@ MODULES: Any = import_module("compiled_build").MODULES
 PACKAGES = ("topics", "policies", "streams", "workers", "gateway", "shunter", "tests", "deploy")
 # Those of the accelerator put classes of their own in its place, which compiled ones don't allow.
 HELD = [f"tests/unit/policies/test_{name}.py" for name in ("estimate", "replica", "roofline")]
-HELD.append("tests/unit/policies/test_answering_replica.py")
+HELD += ["tests/unit/policies/test_answering_replica.py", "tests/unit/policies/test_migration.py"]
 WHERE = (
     "import policies.scoring.estimate as e, policies.hardware.accelerator as a;"
     "print(e.__file__, a.__file__)"
 )
-# One run, without baselines: they ask the same modules.
+# Without baselines: they ask the same modules.
 BACKTEST = ("-m", "shunter", "policy", "backtest", "--no-bound", "--no-baselines", "--json")
 
 
@@ -62,4 +62,5 @@ def test_compiled_modules_are_the_plain_ones_to_the_last_bit(tmp_path: Path) -> 
     run(tmp_path, "deploy/compiled_build.py", ".", "0")
     assert run(tmp_path, "-c", WHERE).count(".so") == 2
     run(tmp_path, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *HELD)
-    assert run(tmp_path, *BACKTEST) == run(ROOT, *BACKTEST)
+    for more in ((), ("--rate", "10", "--fleet-scale", "10", "--migrate")):
+        assert run(tmp_path, *BACKTEST, *more) == run(ROOT, *BACKTEST, *more)

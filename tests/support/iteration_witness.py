@@ -14,7 +14,15 @@ from backtest_cases import POLICY
 
 from policies import Option, compile_options, parse_fleet
 from policies.backtest.workload import Arrival, profiles_of
-from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
+from policies.hardware.accelerator import (
+    Accelerator,
+    Completion,
+    Event,
+    FirstToken,
+    Job,
+    Moved,
+    VariantLimits,
+)
 from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import IterationRun, JobState
 from shunter.backtest.bound_times import TokenTimes, memory_share
@@ -140,10 +148,65 @@ class RunWitness:
     demands: dict[str, Demand]
     iterations: list[Iteration]
     busy_s: float
+    moved: int = 0
 
 
-def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
-    """Run requests; those that count keep SLOs that are as tight as the run allows."""
+class _Movers:
+    """The replicas of a run, between which replies move as a random draw says."""
+
+    def __init__(self, replicas: Sequence[Accelerator], draw: random.Random | None) -> None:
+        self.replicas = replicas
+        self.draw = draw
+        self.where: dict[str, int] = {}
+        self.done: dict[str, Completion] = {}
+        self.moved = 0
+
+    def see(self, events: Sequence[Event]) -> None:
+        self.done |= {event.id: event for event in events if isinstance(event, Completion)}
+
+    def move(self, variant: str, now: float) -> None:
+        """Let some replies leave a replica at the end of its iteration, where there is room."""
+        if self.draw is None or self.draw.random() < 0.5:
+            return
+        source = self.draw.randrange(REPLICAS)
+        target = (source + 1) % REPLICAS
+        here, there = self.replicas[source], self.replicas[target]
+        self.see(here.advance(now))
+        for job, _ in here.decoding_of(variant):
+            # The move before took time.
+            is_here = job in [each for each, _ in here.decoding_of(variant)]
+            tokens = job.input_tokens + job.output_tokens
+            if is_here and self.draw.random() < 0.5 and there.has_room(variant, tokens):
+                there.expect(job, now)
+                here.send(job.id, now)
+                self._arrive(job, source, target, now)
+
+    def _arrive(self, job: Job, source: int, target: int, now: float) -> None:
+        here, there, at = self.replicas[source], self.replicas[target], now
+        while True:
+            events = here.advance(at)
+            self.see(events)
+            for event in events:
+                if event.id == job.id and isinstance(event, Moved):
+                    there.receive(event, at)
+                    self.where[job.id] = target
+                    self.moved += 1
+                    return
+                if event.id == job.id and not isinstance(event, FirstToken):
+                    there.no_longer_expect(job, at)
+                    return
+            following = here.next_event_at()
+            assert following is not None
+            at = following
+
+
+def witness(
+    option: Option, asked: Sequence[RunRequest], draw: random.Random | None = None
+) -> RunWitness:
+    """Run requests; those that count keep SLOs that are as tight as the run allows.
+
+    With a draw, replies move between the replicas.
+    """
     counted = {each.id for each in asked if each.counts}
     iterations: list[Iteration] = []
 
@@ -159,7 +222,7 @@ def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
         )
         for _ in range(REPLICAS)
     ]
-    done: dict[str, Completion] = {}
+    movers = _Movers(replicas, draw)
     with patch.object(Accelerator, "_settle", settle):
         for at, each, is_new in _calls(asked):
             if is_new:
@@ -167,19 +230,20 @@ def witness(option: Option, asked: Sequence[RunRequest]) -> RunWitness:
                 job = Job(
                     each.id, option.variant, *tokens, priority=each.priority, tpot_s=each.tpot_s
                 )
+                movers.where[each.id] = each.replica
                 replicas[each.replica].submit(job, at)
             else:
-                replicas[each.replica].cancel(each.id, at)
+                replicas[movers.where[each.id]].cancel(each.id, at)
+            movers.move(option.variant, at)
         for replica in replicas:
-            for event in replica.advance(1e5):
-                if isinstance(event, Completion):
-                    done[event.id] = event
-    demands = dict(_demands([each for each in asked if each.counts], done))
-    return RunWitness(option, demands, iterations, sum(replica.busy_s for replica in replicas))
+            movers.see(replica.advance(1e5))
+    demands = dict(_demands([each for each in asked if each.counts], movers.done))
+    busy_s = sum(replica.busy_s for replica in replicas)
+    return RunWitness(option, demands, iterations, busy_s, movers.moved)
 
 
-def some_runs(seed: int) -> Iterator[RunWitness]:
-    """Yield runs of small and large memories, batches and overheads."""
+def some_runs(seed: int, *, moves: bool = False) -> Iterator[RunWitness]:
+    """Yield runs of small and large memories, batches and overheads, if asked with moves."""
     draw = random.Random(seed)
     for _ in range(6):
         kv_tokens = draw.choice([9_000, 60_000])
@@ -190,7 +254,7 @@ def some_runs(seed: int) -> Iterator[RunWitness]:
         option = one_option(places, kv_tokens, beside_s, active, keeps_tpot=keeps_tpot)
         asked = some_requests(draw, PREFILL_CHUNK_TOKENS, option.kv_capacity_tokens)
         if any(each.counts for each in asked):
-            yield witness(option, asked)
+            yield witness(option, asked, draw if moves else None)
 
 
 def _calls(asked: Sequence[RunRequest]) -> Iterator[tuple[float, RunRequest, bool]]:

@@ -136,13 +136,13 @@ def test_a_heartbeat_has_the_line() -> None:
 def test_the_time_of_a_fast_pool_is_its_own() -> None:
     loaded = Loaded()
     latest_s = 0.1 + TTFT_S - (KEPT_S + PREFILL_S) / SCALE
-    due_at = loaded.pool.line_due_at(0.1)
+    due_at = loaded.pool.look_at(0.1)
     assert due_at == pytest.approx(0.1 + RECHECK_S / SCALE)
     loaded.start(latest_s - 0.001)
     assert set(loaded.begun) == set(range(PLACES))
     loaded.start(latest_s + 0.001)
     assert set(loaded.begun) == set(range(PLACES + 2))
-    assert loaded.pool.line_due_at(latest_s + 0.001) is None
+    assert loaded.pool.look_at(latest_s + 0.001) is None
 
 
 def test_the_pace_that_is_learned_has_no_wait_in_the_line() -> None:

@@ -200,6 +200,15 @@ def test_a_rate_compresses_arrivals_and_a_scale_grows_the_fleet(trace: Path) -> 
     assert scaled(FLEET, 0.01).pools["premium-us"].count == 2
 
 
+def test_replies_migrate_where_that_is_asked_for() -> None:
+    words = ("--rate", "10", "--fleet-scale", "10", "--no-baselines", "--no-bound", "--json")
+    stay, moving = (json.loads(invoke(*words, *more).stdout) for more in ((), ("--migrate",)))
+    assert (stay["migrate"], moving["migrate"]) == (False, True)
+    before, now = (each["policies"]["shunter"] for each in (stay, moving))
+    assert before["migrations"] == 0 < now["migrations"]
+    assert now["cost_usd"] < before["cost_usd"]
+
+
 def test_a_trace_is_repeated_after_itself_with_sessions_of_its_own(
     trace: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,13 @@ def test_every_run_keeps_every_row(seed: int) -> None:
         assert 0 < least_usd(run, None) <= run.busy_s * run.option.usd_per_s * (1 + SOLVED)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_every_run_keeps_every_row_where_replies_move(seed: int) -> None:
+    runs = list(some_runs(seed, moves=True))
+    assert all(keeps_every_row(run) for run in runs)
+    assert sum(run.moved for run in runs)
+
+
 def test_a_prompt_that_another_cuts_is_in_one_iteration_more_for_what_the_other_costs() -> None:
     option = one_option(4, 9_000, 0.3)
     chunk = PREFILL_CHUNK_TOKENS

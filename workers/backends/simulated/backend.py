@@ -18,6 +18,7 @@ from policies.hardware.accelerator import (
 from policies.hardware.answering import AnsweringReplica
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
+from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
@@ -49,7 +50,7 @@ TAKEN_OUT_S_MAX = 0.5
 BATCHES_MAX = 4096
 # Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
 PIECE_S = 0.05
-# Least time between two looks at the line where nothing happens: a look costs tenths of it.
+# Least time between two looks at the line, or at the replicas: a look costs tenths of it.
 LOOK_S_MIN = 0.002
 STREAMED = frozenset({"chat", "completions"})
 
@@ -85,6 +86,8 @@ class SimulatedBackend:
         self._usual_tokens = usual_tokens
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._runs: dict[str, SimulatedRun] = {}
+        """By name, those that have begun and whose calls have not ended."""
         self._first: dict[str, asyncio.Event] = {}
         """By name, set when the first token of a streamed answer is there."""
         self._names = itertools.count()
@@ -93,6 +96,8 @@ class SimulatedBackend:
         self._pace = Pace()
         self._fill = PoolFill()
         self._line: PoolLine[SimulatedRun] = PoolLine(self._replicas, self._fill)
+        how = self._replicas, self._fill, LOOK_S_MIN * self._time_scale
+        self._migration = Migration(*how) if options[0].migrates else None
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -147,9 +152,10 @@ class SimulatedBackend:
             raise
         finally:
             self._waiting.pop(run.name, None)
+            self._runs.pop(run.name, None)
             ended_at, share_s = self._model_now(), 0.0
             if run.has_begun:
-                share_s = run.share.end(run.mark, ended_at, profile.answers)
+                share_s = run.leave(ended_at)
             else:
                 self._line.leave(run)
         # The wait in the line is the pool's doing, not the devices'.
@@ -230,6 +236,8 @@ class SimulatedBackend:
     async def _taken_out(self, run: SimulatedRun) -> tuple[float, int, int]:
         """Cancel a job, and return its device time and tokens: known when its iteration ends."""
         left = self._waiting[run.name] = self._loop.create_future()
+        # It may have left its replica by now, and the driver not know it yet.
+        self._advance(self._model_now())
         if not run.replica.cancel(run.name, self._model_now()) or self._is_still:
             return 0.0, 0, 0
         # What waited for its place is due sooner than the driver thinks.
@@ -293,10 +301,9 @@ class SimulatedBackend:
             priority=-call.urgency,
             tpot_s=self._in_model(call.profile.tpot_s),
         )
-        run.has_begun, run.began_at, run.replica = True, now, replica
         run.ahead_s, run.others_s = replica.backlog_s, self._others_s(replica, variant)
-        run.share = self._shares[self._replicas.index(replica)][variant]
-        run.mark = run.share.begin(now, call.profile.answers)
+        run.enter(replica, self._shares[self._replicas.index(replica)][variant], now)
+        run.has_begun, run.began_at, self._runs[run.name] = True, now, run
         counts = call.profile.prompts, call.profile.replies
         replica.submit_answers(run.job, *counts, now, session)
 
@@ -345,12 +352,14 @@ class SimulatedBackend:
 
     async def _drive(self) -> None:
         while True:
-            now = self._model_now()
-            for replica in self._replicas:
-                for event in replica.advance(now):
-                    self._tell(event)
+            self._advance(self._model_now())
             self._start_line()
+            now = self._model_now()
+            if self._migration is not None:
+                self._migration.look(now)
             due = [r.accelerator.next_event_at() for r in self._replicas]
+            if self._migration is not None:
+                due.append(self._migration.due_at(now))
             now = self._model_now()
             if (look_at := self._line.due_at(now)) is not None:
                 due.append(max(look_at, now + LOOK_S_MIN * self._time_scale))
@@ -363,6 +372,16 @@ class SimulatedBackend:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _advance(self, now: float) -> None:
+        """Let the devices run up to now, and tell what has happened on them."""
+        for replica in self._replicas:
+            for event in replica.advance(now):
+                target = None if self._migration is None else self._migration.note(event, now)
+                if target is not None and (run := self._runs.get(event.id)) is not None:
+                    variant = run.call.placement.model_variant
+                    run.enter(self._replicas[target], self._shares[target][variant], now)
+                self._tell(event)
 
     def _tell(self, event: object) -> None:
         if isinstance(event, FirstToken) and (first := self._first.get(event.id)) is not None:
