@@ -60,6 +60,11 @@ class Arrival:
             tenant=profile.tenant,
         )
 
+    @property
+    def prompts(self) -> int:
+        """Return how many prompts it has; without a request it is one."""
+        return 1 if self.request is None else len(self.request.prompts) or 1
+
     def counted(self, input_tokens: int, output_tokens: int) -> "Arrival":
         """Return it with the lengths that its answer told."""
         return replace(self, input_tokens=max(1, input_tokens), output_tokens=output_tokens)
@@ -253,6 +258,5 @@ def prompt_tokens(arrival: Arrival, fleet: Fleet) -> int:
     """Return the prompt's length as the model receives it."""
     model = fleet.models.get(arrival.model)
     if model is not None and arrival.output_tokens == 0 and "embeddings" in model.operations:
-        prompts = 1 if arrival.request is None else len(arrival.request.prompts) or 1
-        return min(arrival.input_tokens, prompts * model.context_tokens)
+        return min(arrival.input_tokens, arrival.prompts * model.context_tokens)
     return arrival.input_tokens

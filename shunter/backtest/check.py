@@ -25,8 +25,7 @@ def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> boo
         return True
     model = fleet.models[serve.model]
     # Of several prompts each has to fit; how they differ a trace doesn't tell.
-    prompts = 1 if arrival.request is None else len(arrival.request.prompts) or 1
-    operation, prompt = _operation(arrival), -(-arrival.input_tokens // prompts)
+    operation, prompt = _operation(arrival), -(-arrival.input_tokens // arrival.prompts)
     if operation == "embeddings":
         prompt = min(prompt, model.context_tokens)
     tokens = prompt + _declared_tokens(arrival)
