@@ -340,14 +340,17 @@ class Accelerator(ReplicaLoad):
         self._events.append(Completion(state.job.id, *times, state.device_s))
 
     def _let_go(self, state: JobState, at: float) -> None:
-        del self._jobs[state.job.id]
-        written = state.written_tokens
-        state.lane.remove(state)
+        written = self._remove(state)
         spent = (state.started_at, state.first_token_at, state.device_s)
         self._events.append(Moved(state.job, at, written, *spent))
 
     def _take_out(self, state: JobState, at: float) -> None:
+        written = self._remove(state)
+        self._events.append(Cancelled(state.job.id, at, state.device_s, written))
+
+    def _remove(self, state: JobState) -> int:
+        """Remove an unfinished job, and return the tokens that it has written."""
         del self._jobs[state.job.id]
         written = state.written_tokens
         state.lane.remove(state)
-        self._events.append(Cancelled(state.job.id, at, state.device_s, written))
+        return written

@@ -268,20 +268,16 @@ class VariantQueue:
         self.reserved_tokens += state.reserved_tokens
         self.expected[job.id] = state
 
-    def no_longer_expect(self, job_id: str) -> JobState:
-        """Undo `expect`, and return the job's state."""
-        state = self.expected.pop(job_id)
-        self.reserved_tokens -= state.reserved_tokens
-        return state
+    def no_longer_expect(self, job_id: str) -> None:
+        """Undo `expect`."""
+        self.reserved_tokens -= self.expected.pop(job_id).reserved_tokens
 
-    def go_on(self, moved: Moved) -> JobState:
-        """Let a job decode that was expected, and return its state."""
-        state = self.no_longer_expect(moved.id)
-        self.reserved_tokens += state.reserved_tokens
+    def go_on(self, moved: Moved) -> None:
+        """Let a job decode that was expected."""
+        state = self.expected.pop(moved.id)
         state.started_at, state.first_token_at = moved.started_at, moved.first_token_at
         state.device_s = moved.device_s
         self._decode(state, moved.written_tokens)
-        return state
 
     def _decode(self, state: JobState, written_tokens: int) -> None:
         if not self.decoding:

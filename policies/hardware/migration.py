@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policies.hardware.answering import AnsweringReplica
 from policies.hardware.iteration import Event, FirstToken, Job, Moved
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.replica import Ask, Replica
+from policies.hardware.replica import Ask
 
 # Bytes a second at which a replica copies keys and values to another: a network card of 200 Gbit/s,
 # one reply after the other. They are copied while the reply goes on (Sun et al., Llumnix, OSDI
@@ -39,7 +40,7 @@ class Migration:
     """
 
     def __init__(
-        self, replicas: Sequence[Replica], fill: PoolFill, look_s_min: float = 0.0
+        self, replicas: Sequence[AnsweringReplica], fill: PoolFill, look_s_min: float = 0.0
     ) -> None:
         """Take the pool's replicas, how far they are filled, and the least time between looks."""
         self._replicas = replicas

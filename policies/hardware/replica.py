@@ -142,10 +142,6 @@ class Replica:
                 self.prefixes.use((session, job.variant))
             self.prefixes.shrink(self.accelerator.kv_free_bytes)
 
-    def may_move(self, _job_id: str) -> bool:
-        """Return True if a job may leave for another replica."""
-        return True
-
     def expect(self, job: Job, now: float) -> None:
         """Keep room for a job that decodes on another replica, until it moves here."""
         if job.tpot_s is not None:
