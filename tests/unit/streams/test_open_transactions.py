@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -102,9 +103,15 @@ async def test_one_that_ends_while_brokers_are_asked_does_not_hang(
     await producer.send_and_wait(REQUESTS, b"{}", partition=2)
     ask = open_transactions._coordinated
 
-    async def ask_once_it_has_ended(*args: object) -> object:
+    async def ask_once_it_has_ended(client: Any, producer_ids: set[int]) -> object:
         await producer.commit_transaction()
-        return await ask(*args)  # type: ignore[arg-type]
+
+        async def is_marked() -> bool:
+            return not await open_transactions._oldest(client, [Partition(REQUESTS, 2)])
+
+        # Kafka writes the marker after its answer.
+        await eventually(is_marked, "the end of a committed transaction")
+        return await ask(client, producer_ids)
 
     monkeypatch.setattr(open_transactions, "_coordinated", ask_once_it_has_ended)
     found = await find_open(settings, [Partition(REQUESTS, 2)])
