@@ -9,7 +9,7 @@ from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
 from streams.evidence.dead_letters import as_bad_record, dead_letter
-from streams.evidence.step_details import StepDetails, used_by
+from streams.evidence.step_details import StepDetails, charge_of_tries, cost_of_tries, used_by
 from topics import (
     Catalogue,
     Comparison,
@@ -68,7 +68,11 @@ class EvidenceWriter:
         /,
         **details: Unpack[StepDetails],
     ) -> list[Outgoing]:
-        """Return the evidence of a step that ends a request, and what settles its budgets."""
+        """Return the evidence of a step that ends a request, and what settles its budgets.
+
+        Where it tells no charge, that is the charge of the tries before.
+        """
+        details.setdefault("charge", charge_of_tries(profile))
         if profile.reserved is None:
             return [self.step(record, profile, step, now, **details)]
         settled = Settlement(profile.reserved, used_by(profile, details))
@@ -144,6 +148,7 @@ class EvidenceWriter:
                 status=status,
                 timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
                 error=error,
+                cost=cost_of_tries(profile),
                 trace_id=record.trace_id,
                 metadata=None if profile.is_background else metadata_of(record.value),
                 reference_of=profile.of,

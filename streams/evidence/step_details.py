@@ -8,6 +8,7 @@ from topics import (
     Candidate,
     Charge,
     Comparison,
+    Cost,
     Envelope,
     Fallback,
     Footprint,
@@ -21,6 +22,7 @@ from topics import (
     Usage,
 )
 from topics.records.money import NANO, Amounts, Reservation, Spent
+from topics.records.quote_terms import charge
 
 
 class StepDetails(TypedDict, total=False):
@@ -74,3 +76,20 @@ def used_by(profile: Profile, end: StepDetails) -> Amounts:
     charged = end.get("charge")
     nano_usd = nano_usd if charged is None else charged.charged_nano_usd
     return Amounts(1, tokens, nano_usd, nano_wh if profile.counts_energy else 0)
+
+
+def charge_of_tries(profile: Profile) -> Charge | None:
+    """Return what a request that took a quote pays for its tries, which gave no answer."""
+    if profile.quote is None or profile.spent is None:
+        return None
+    return charge(profile.quote, profile.spent.nano_usd)
+
+
+def cost_of_tries(profile: Profile) -> Cost | None:
+    """Return the cost of a request whose tries gave no answer; None where there were none."""
+    if profile.spent is None:
+        return None
+    paid = charge_of_tries(profile)
+    if paid is None:
+        return Cost(profile.spent.usd)
+    return Cost(paid.charged_nano_usd / NANO, quoted_usd=paid.quoted_nano_usd / NANO)
