@@ -121,7 +121,7 @@ def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival | 
 
 
 async def _usages(log: Log, catalogue: Catalogue, wanted: Container[str]) -> dict[str, Usage]:
-    """Return the usage in each request's result, if it has one."""
+    """Return the usage in each request's result, if it has an answer."""
     usages = {}
     async for record in read_all(log, catalogue.results, catalogue.partitions):
         if (record.key or b"").decode("utf-8", "replace") not in wanted:
@@ -130,6 +130,7 @@ async def _usages(log: Log, catalogue: Catalogue, wanted: Container[str]) -> dic
             result = decode(Result, record.value or b"")
         except BadRecordError:
             continue
-        if result.usage is not None:
+        # Without an answer it is what tries have written, however far they had come.
+        if result.status == "completed" and result.usage is not None:
             usages[result.id] = result.usage
     return usages

@@ -119,7 +119,8 @@ def _batches(results: Sequence[Result]) -> dict[str, Any]:
 
 def _cached(results: Sequence[Result]) -> float:
     """Return the part of the answered prompts' tokens that prefix caches had."""
-    usages = [result.usage for result in results if result.usage is not None]
+    answered = [result for result in results if result.status == "completed"]
+    usages = [result.usage for result in answered if result.usage is not None]
     prompts = sum(usage.input_tokens for usage in usages)
     return round(sum(usage.cached_tokens for usage in usages) / prompts, 4) if prompts else 0.0
 

@@ -9,7 +9,13 @@ from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
 from streams.evidence.dead_letters import as_bad_record, dead_letter
-from streams.evidence.step_details import StepDetails, charge_of_tries, cost_of_tries, used_by
+from streams.evidence.step_details import (
+    StepDetails,
+    charge_of_tries,
+    cost_of_tries,
+    usage_of_tries,
+    used_by,
+)
 from topics import (
     Catalogue,
     Comparison,
@@ -148,6 +154,7 @@ class EvidenceWriter:
                 status=status,
                 timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
                 error=error,
+                usage=usage_of_tries(profile.spent),
                 cost=cost_of_tries(profile),
                 trace_id=record.trace_id,
                 metadata=None if profile.is_background else metadata_of(record.value),

@@ -93,3 +93,10 @@ def cost_of_tries(profile: Profile) -> Cost | None:
     if paid is None:
         return Cost(profile.spent.usd)
     return Cost(paid.charged_nano_usd / NANO, quoted_usd=paid.quoted_nano_usd / NANO)
+
+
+def usage_of_tries(*tries: Spent | None) -> Usage | None:
+    """Return the tokens of tries that gave no answer; None where they had none."""
+    read = sum(each.input_tokens for each in tries if each is not None)
+    written = sum(each.output_tokens for each in tries if each is not None)
+    return Usage(read, written) if read or written else None

@@ -11,6 +11,7 @@ from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
+from streams.evidence.step_details import usage_of_tries
 from streams.tracing.telemetry import Telemetry
 from topics import (
     Charge,
@@ -259,6 +260,7 @@ class OutcomeWriter:
             response=None if profile.is_background else response,
             error=error,
             placement=routed.placement,
+            usage=usage_of_tries(spent, profile.spent),
             cost=_cost(routed, usd, paid) if spent or profile.spent else None,
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),

@@ -40,6 +40,9 @@ async def test_a_range_becomes_a_trace_with_the_lengths_that_results_tell() -> N
     publish(yard, START + 20, job("late"))
     result = Result("a", "completed", Timing(START + 11), usage=Usage(321, 45))
     yard.cluster.publish(Outgoing(yard.catalogue.results, b"a", encode(result)))
+    # How far a try had come by its end says nothing of an answer's length.
+    cut_off = Result("b", "cancelled", Timing(START + 13), usage=Usage(9, 2))
+    yard.cluster.publish(Outgoing(yard.catalogue.results, b"b", encode(cut_off)))
     found = await read(yard, START + 10, START + 20)
     assert (len(found.arrivals), found.left_out, found.unanswered) == (2, 2, 1)
     first, second = found.arrivals

@@ -9,7 +9,7 @@ from hold_cases import hold, make_batcher, run
 from stream_cases import START, Yard, make_profile, request, route
 
 from streams.engine.log import Outgoing
-from topics import Charge, Cost, Fallback, Profile, Quoted, Result, encode
+from topics import Charge, Cost, Fallback, Profile, Quoted, Result, Usage, encode
 from topics.records import headers as h
 from topics.records.money import Spent
 
@@ -58,6 +58,7 @@ async def test_a_request_that_ends_without_another_try_tells_what_its_tries_cost
     profile = make_profile(yard.policy, id="c0", task="chat", deadline=DEADLINE)
     result = await ended(yard, replace(profile, quote=quote, **TRIED))
     assert (result.status, result.cost) == ("expired", cost)
+    assert result.usage == Usage(20, 3)
     (evidence,) = yard.evidence("expired")
     assert evidence.charge == charge
     # The try's own evidence has told it: a sum over all steps counts it once.
@@ -68,4 +69,4 @@ async def test_a_request_that_ends_without_another_try_tells_what_its_tries_cost
 async def test_a_request_that_was_never_tried_has_no_cost(ended: Any) -> None:
     yard = Yard(live=[])
     result = await ended(yard, make_profile(yard.policy, id="c0", task="chat", deadline=DEADLINE))
-    assert (result.status, result.cost) == ("expired", None)
+    assert (result.status, result.cost, result.usage) == ("expired", None, None)

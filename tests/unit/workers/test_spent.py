@@ -24,7 +24,7 @@ from policies.config.prices import TokenRates
 from shunter.audit.report import AuditReport
 from streams.engine.clock import SystemClock
 from streams.usage_report import Endings, UsageRow
-from topics import Envelope, Placement, Profile, encode, parse_request
+from topics import Envelope, Placement, Profile, Usage, encode, parse_request
 from topics.records import headers as h
 from topics.records.money import Spent
 from workers.backends.base import Call, CallError
@@ -79,6 +79,7 @@ async def test_what_expires_while_it_runs_and_what_fails_cost_what_they_used() -
     assert {e.step: e.spent for e in yard.evidence()} == {"failed": SPENT, "expired": SPENT}
     costs = [result.cost for result in yard.results().values()]
     assert [cost and cost.usd for cost in costs] == [pytest.approx(0.04)] * 2
+    assert [result.usage for result in yard.results().values()] == [Usage(20, 3)] * 2
 
 
 async def test_what_a_client_cancels_costs_what_it_used() -> None:
@@ -92,6 +93,29 @@ async def test_what_a_client_cancels_costs_what_it_used() -> None:
     await step_until(transactor, yard.results, "its end")
     (cancelled,) = yard.evidence("cancelled")
     assert cancelled.spent == SPENT
+    assert yard.results()["c0"].usage == Usage(20, 3)
+
+
+async def test_all_tries_count_in_the_tokens_of_a_request_without_an_answer() -> None:
+    yard, backend = Yard(), ScriptedBackend()
+    backend.used["c0"] = USED
+    place(yard, "c0", profile=replace(make_profile(yard.policy, id="c0"), attempt=3, spent=SPENT))
+    _, transactor = await serve(yard, backend)
+    await step_until(transactor, lambda: backend.running, "the call")
+    backend.lose("c0", elsewhere=True)
+    await step_until(transactor, yard.results, "its end")
+    result = yard.results()["c0"]
+    assert (result.status, result.usage) == ("failed", Usage(40, 6))
+
+
+async def test_a_request_that_no_server_began_has_used_no_tokens() -> None:
+    yard, backend = Yard(), ScriptedBackend()
+    place(yard, "c0", profile=replace(make_profile(yard.policy, id="c0"), attempt=3))
+    _, transactor = await serve(yard, backend)
+    await step_until(transactor, lambda: backend.running, "the call")
+    backend.lose("c0", elsewhere=True)
+    await step_until(transactor, yard.results, "its end")
+    assert yard.results()["c0"].usage is None
 
 
 async def test_a_tier_is_charged_its_price() -> None:
