@@ -44,6 +44,8 @@ class Assembled:
         """By its `id`, a list of the answer (kept, so that no other has that) and its items."""
         self.chunks = 0
         """Chunks that held a piece of the reply."""
+        self.is_told_whole = False
+        """Whether the server has said that nothing more comes."""
 
     def add(self, chunk: Any) -> bool:
         """Add a chunk; return whether it holds a piece of the reply.
@@ -68,11 +70,13 @@ class Assembled:
         """Return the answer.
 
         Raises:
-            CallError: no chunk arrived.
+            CallError: no chunk arrived, or not all of an answer.
         """
         if not self._choices:
             raise bad_answer("the stream ended without a choice")
-        if all(choice.get("finish_reason") is None for choice in self._choices.values()):
+        going_on = [each.get("finish_reason") is None for each in self._choices.values()]
+        # LiteLLM says of one choice alone that it ended, and then that all did.
+        if all(going_on) or (any(going_on) and not self.is_told_whole):
             raise CallError(
                 "connection_lost",
                 "the server's stream ended before its answer did",

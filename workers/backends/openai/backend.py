@@ -250,7 +250,7 @@ class OpenAIBackend:
         assembled = Assembled(object_name, asked.choices, call.profile.prompts)
         first_token_at = None
         try:
-            async for chunk in self._chunks(response):
+            async for chunk in self._chunks(response, assembled):
                 # llama.cpp begins the stream of several prompts with one.
                 if chunk is None:
                     continue
@@ -268,10 +268,13 @@ class OpenAIBackend:
                 call.meter.add(0.0, call.profile.input_tokens, assembled.chunks)
             raise
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, assembled: Assembled
+    ) -> AsyncIterator[Any]:
         pieces = response.content.iter_any()
         async for data in read_events(pieces, self._declared.answer_bytes_max):
             if data == _DONE:
+                assembled.is_told_whole = True
                 # With the end of the body read, too, the connection can be used again. Without,
                 # the answer is whole nevertheless.
                 with contextlib.suppress(TimeoutError, aiohttp.ClientError):
