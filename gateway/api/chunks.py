@@ -49,7 +49,8 @@ class ChunkForm:
                 if delta.get("role") is None:
                     yield self._event({}, [_role(index)])
             self._remember(index, choice)
-        yield self._event(rest, choices)
+        # OpenAI's always has it; some servers, LiteLLM's for one, leave it out until the end.
+        yield self._event(rest, [{"finish_reason": None} | choice for choice in choices])
 
     def whole(self, body: Any) -> Iterator[bytes]:
         """Yield the events for an answer that came in one piece."""

@@ -49,6 +49,12 @@ def test_the_role_comes_first_and_the_end_is_told_once() -> None:
     assert deltas(form.finish(BODY)) == []
 
 
+def test_each_choice_of_a_chunk_says_whether_it_has_ended() -> None:
+    form = ChunkForm("req_1", ASKED, NOW)
+    chunks = [orjson.loads(e.removeprefix(b"data: ")) for e in form.events(piece("a"))]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
+
+
 def test_what_was_lost_of_a_text_is_made_up_for() -> None:
     form = ChunkForm("req_1", ASKED, NOW)
     list(form.events(piece("a")))
