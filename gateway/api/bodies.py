@@ -11,8 +11,9 @@ _REQUIRED = {
     "embeddings": "input",
     "moderations": "input",
 }
-_STREAMED = frozenset({"chat", "completions"})
+_REPLIED = _STREAMED = frozenset({"chat", "completions"})
 _LIMITS = ("max_tokens", "max_completion_tokens")
+_COUNTS = ("n", "best_of")
 _ENCODINGS = ("float", "base64")
 
 
@@ -31,6 +32,8 @@ def check_body(operation: str, body: dict[str, Any]) -> None:
         raise wrong("model", f"has 1 to {ID_CHARACTERS_MAX} characters")
     _check_content(operation, body)
     _check_limits(body)
+    if operation in _REPLIED:
+        _check_answers(body)
     _check_stream(operation, body)
     metadata = body.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
@@ -75,6 +78,19 @@ def _check_limits(body: dict[str, Any]) -> None:
             raise wrong(name, "is a whole number", "invalid_type")
         if limit is not None and not 1 <= limit <= TOKENS_MAX:
             raise wrong(name, f"is a whole number from 1 to {TOKENS_MAX:,}")
+
+
+def _check_answers(body: dict[str, Any]) -> None:
+    """Check how many answers are asked for, which some servers fail on where it is no number."""
+    for name in _COUNTS:
+        count = body.get(name)
+        if count is not None and type(count) is not int:
+            raise wrong(name, "is a whole number", "invalid_type")
+        if count is not None and count < 1:
+            raise wrong(name, "is a whole number from 1")
+    best_of = body.get("best_of")
+    if best_of is not None and best_of < (body.get("n") or 1):
+        raise wrong("best_of", "is n or more")
 
 
 def _check_stream(operation: str, body: dict[str, Any]) -> None:

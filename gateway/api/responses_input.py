@@ -16,6 +16,7 @@ _REFUSED = {
     "background": "send it as a line of a batch, to POST /v1/batches",
     "prompt": "no template is kept: send `instructions` and `input`",
     "context_management": "shorten the conversation before it is sent",
+    "n": "a response has one answer; POST /v1/chat/completions has more",
     "top_logprobs": "POST /v1/chat/completions has log probabilities",
 }
 # Values of `include` that ask for nothing that is there: what they name is not made here.
@@ -68,7 +69,8 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse(body: Mapping[str, Any]) -> None:
     for name, instead in _REFUSED.items():
-        if body.get(name):
+        # Clients that know both APIs may send the `n` of a chat completion that wants one answer.
+        if body.get(name) and (name, body[name]) != ("n", 1):
             raise _unserved(name, instead)
     if body.get("truncation") not in (None, "disabled"):
         raise _unserved("truncation", "shorten the conversation before it is sent")

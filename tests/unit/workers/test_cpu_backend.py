@@ -117,6 +117,29 @@ async def test_what_can_not_be_computed_says_why(
 
 
 @needs_extra
+@pytest.mark.parametrize(
+    ("made", "param"),
+    [
+        (call("embeddings", ["a", ""]), "input"),
+        (call("embeddings", [1, 2]), "input"),
+        (call("embeddings", "x", dimensions=8), "dimensions"),
+        (call("embeddings", "x", encoding_format="hex"), "encoding_format"),
+        (call("moderations", [{"type": "image_url"}]), "input"),
+    ],
+)
+async def test_a_refusal_is_told_to_the_client_as_a_server_tells_it(
+    backend: CPUBackend, made: Call, param: str
+) -> None:
+    with pytest.raises(CallError) as caught:
+        await backend.execute(made)
+    refusal = caught.value.response
+    assert refusal is not None
+    error = refusal.body["error"]
+    assert (refusal.status_code, error["type"]) == (400, "invalid_request_error")
+    assert (error["param"], error["message"]) == (param, caught.value.message)
+
+
+@needs_extra
 def test_a_model_that_can_not_be_read_is_told_at_start(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     (tmp_path / "tokenizer.json").write_bytes(b"{}")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Any
 
 from policies import Option
@@ -12,6 +13,7 @@ from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace
 from streams.engine.clock import Clock
 from topics import Response, Usage, VariantStatus
+from topics.openai_api.failures import error_body
 from workers.backends.base import INPUTS_MAX, Call, CallError, Load, Outcome
 from workers.backends.cpu.models import Embedder, TooLongError
 from workers.backends.cpu.moderation import Moderator
@@ -143,12 +145,21 @@ def _texts(found: Any) -> list[str]:
         if 0 < len(texts) <= INPUTS_MAX and all(isinstance(t, str) and t for t in texts):
             return texts
     message = f"body.input must be a text, or a list of 1 to {INPUTS_MAX} texts, none empty"
-    raise CallError("request_refused", message, retry="never")
+    raise _refused("input", message)
 
 
 def _encoding(body: dict[str, Any]) -> str:
     encoding = body.get("encoding_format", "float")
-    if encoding not in ENCODINGS or body.get("dimensions") is not None:
-        message = "body.encoding_format must be float or base64, and body.dimensions is not served"
-        raise CallError("request_refused", message, retry="never")
+    if encoding not in ENCODINGS:
+        raise _refused("encoding_format", "body.encoding_format must be float or base64")
+    if body.get("dimensions") is not None:
+        raise _refused("dimensions", "body.dimensions is not served")
     return str(encoding)
+
+
+def _refused(name: str, message: str) -> CallError:
+    """Return the error for a field of the body, with what a server would answer to it."""
+    body = error_body(HTTPStatus.BAD_REQUEST, "invalid_value", message)
+    body["error"]["param"] = name
+    answer = Response(HTTPStatus.BAD_REQUEST, body)
+    return CallError("request_refused", message, retry="never", response=answer)
