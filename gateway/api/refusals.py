@@ -7,7 +7,7 @@ from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from topics import Result, ResultError
 from topics.openai_api.failures import servers_refusal, status_and_code
-from topics.records.refusal_codes import TOO_LONG
+from topics.records.refusal_codes import TOO_LONG, TOO_MANY_ANSWERS
 
 # What is wrong with the request: its place in the body, by the code.
 _AT_FAULT = {
@@ -15,6 +15,7 @@ _AT_FAULT = {
     "unknown_data_class": "shunter.constraints.data_class",
     "conflicting_labels": "shunter.constraints.labels",
     "model_not_found": "model",
+    TOO_MANY_ANSWERS: "n",
 }
 _PASSING = frozenset({429, 503})
 _NO_REASON = ResultError("unhandled", "the result does not say why")

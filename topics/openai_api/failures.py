@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from topics.records.refusal_codes import RULED_OUT, TOO_LONG
+from topics.records.refusal_codes import RULED_OUT, TOO_LONG, TOO_MANY_ANSWERS
 from topics.records.result import Response, Result, ResultError
 
 _TYPES: dict[int, str] = {
@@ -32,6 +32,8 @@ _REJECTED = {
     "budget": (HTTPStatus.TOO_MANY_REQUESTS, "insufficient_quota"),
 }
 _REFUSED = frozenset({"request_refused", "content_refused"})
+# Codes of results whose details say what kept a request from each pool.
+_BY_POOL = frozenset({"no_pool", "context_too_long", TOO_MANY_ANSWERS})
 _BY_AN_EXTENSION = "extension:"
 _UNHANDLED = ResultError("unhandled", "the request has neither answer nor reason")
 
@@ -72,8 +74,8 @@ def status_and_code(result: Result) -> tuple[int, str]:
     if error.code == "unhandled":
         return HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"
     reasons = set((error.details or {}).values())
-    if error.code in {"no_pool", "context_too_long"} and _is_too_long(reasons):
-        return HTTPStatus.BAD_REQUEST, "context_length_exceeded"
+    if error.code in _BY_POOL and (at_fault := _at_fault(reasons)) is not None:
+        return HTTPStatus.BAD_REQUEST, at_fault
     if result.status == "failed":
         return HTTPStatus.BAD_GATEWAY, "upstream_failed"
     if error.code == "no_pool" and reasons == {"model_not_served"}:
@@ -81,10 +83,12 @@ def status_and_code(result: Result) -> tuple[int, str]:
     return _REJECTED.get(error.code, (HTTPStatus.UNPROCESSABLE_ENTITY, error.code))
 
 
-def _is_too_long(reasons: set[str]) -> bool:
-    """Return True if a request is too long for each pool that may serve it, and there is one."""
-    others = {each for each in reasons - TOO_LONG if not each.startswith(_BY_AN_EXTENSION)}
-    return not reasons.isdisjoint(TOO_LONG) and others <= RULED_OUT
+def _at_fault(reasons: set[str]) -> str | None:
+    """Return the code of a request that asks too much of each pool that may serve it, else None."""
+    why = {each for each in reasons - RULED_OUT if not each.startswith(_BY_AN_EXTENSION)}
+    if not why or not why <= TOO_LONG | {TOO_MANY_ANSWERS}:
+        return None
+    return "context_length_exceeded" if why <= TOO_LONG else TOO_MANY_ANSWERS
 
 
 def error_body(

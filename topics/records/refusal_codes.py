@@ -36,3 +36,6 @@ TOO_LONG = frozenset({"context_too_long", "memory"})
 
 RULED_OUT = frozenset(get_args(Refusal)).difference(PASSING, TOO_LONG)
 """What keeps a request from a pool however short it is; no server has failed on it there."""
+
+TOO_MANY_ANSWERS = "too_many_answers"
+"""A model server's: it writes no so many answers of one request, and another may."""

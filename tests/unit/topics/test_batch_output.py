@@ -14,6 +14,7 @@ from topics.records import refusal_codes
 from topics.records.refusal_codes import PASSING, RULED_OUT, Refusal
 
 TOO_LONG = "context_length_exceeded"
+TOO_MANY = "too_many_answers"
 
 
 def ended(status: str, code: str, details: dict[str, str] | None = None, **fields: Any) -> Any:
@@ -51,6 +52,9 @@ def ended(status: str, code: str, details: dict[str, str] | None = None, **field
         (ended("rejected", "outside_bound"), 422, "outside_bound"),
         (ended("rejected", "key_required"), 403, "key_required"),
         (ended("failed", "context_too_long", {"a": "context_too_long"}), 400, TOO_LONG),
+        (ended("failed", "no_pool", {"a": TOO_MANY, "b": "region"}), 400, TOO_MANY),
+        (ended("failed", TOO_MANY, {"a": "context_too_long", "b": TOO_MANY}), 400, TOO_MANY),
+        (ended("failed", TOO_MANY, {"a": "timeout", "b": TOO_MANY}), 502, "upstream_failed"),
         (ended("failed", "timeout", {"a": "timeout"}), 502, "upstream_failed"),
         (ended("expired", "deadline_passed"), 504, "deadline_exceeded"),
         (ended("cancelled", "cancelled"), 409, "request_cancelled"),

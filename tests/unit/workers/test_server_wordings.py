@@ -1,4 +1,4 @@
-"""Too-long prompts as model servers word them: the request goes elsewhere.
+"""Too-long prompts, and too many answers, as model servers word them: the request goes elsewhere.
 
 The wordings are those of the servers' own sources:
 
@@ -11,6 +11,7 @@ The wordings are those of the servers' own sources:
 - Together: in SGLang's words, and in TGI's for older models (stanford-crfm/helm, pull 2079), in two
   versions.
 - TensorRT-LLM (NVIDIA/TensorRT-LLM): ``tensorrt_llm/llmapi/llm.py`` and the executor.
+- Ollama (ollama/ollama): ``openai/openai.go``; a text completion has one prompt there.
 - Anthropic, whose words vendors with the OpenAI API pass on.
 """
 
@@ -72,6 +73,13 @@ LLAMA_CPP_BATCH = (
     " size: 2048)"
 )
 LLAMA_CPP_CONTEXT = "input is larger than the max context size. skipping"
+VLLM_N = (
+    "n must be at most 16384, got 20000. To increase this limit, set the VLLM_MAX_N_SEQUENCES"
+    " environment variable."
+)
+TGI_BEST_OF = "Input validation error: `best_of` must be > 0 and"
+TGI_ONE = "Input validation error: `best_of` != 1 is not allowed for this endpoint"
+OLLAMA = "json: cannot unmarshal array into Go struct field"
 
 
 def openai(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
@@ -122,12 +130,37 @@ def test_a_too_long_prompt_goes_elsewhere_and_is_no_fault_of_the_pool(
 
 
 @pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        # `n` beyond the slots of llama.cpp, and any but 1 before it wrote several.
+        (400, openai("Field 'n': Value must be between 1 <= value <= 4, but got 8")),
+        (500, openai("Only one completion choice is allowed", "server_error")),
+        (422, {"error": f"{TGI_BEST_OF} <= 2. Given: 3", "error_type": "validation"}),
+        (422, {"error": TGI_ONE, "error_type": "validation"}),
+        (400, openai(VLLM_N)),
+        (400, openai("prompt list length 2000 exceeds the maximum of 1024")),
+        (400, openai(f"{OLLAMA} CompletionRequest.prompt of type string")),
+    ],
+)
+def test_more_answers_than_a_server_writes_go_elsewhere_and_are_no_fault_of_the_pool(
+    status: int, body: Any
+) -> None:
+    error = classify(status, body, {}, 0.0)
+    assert (error.code, error.retry, error.is_pool_fault) == (
+        "too_many_answers",
+        "elsewhere",
+        False,
+    )
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "Invalid 'tools': array too long. Expected an array with maximum length 128.",
         "Input validation error: `temperature` must be strictly positive",
         "Input validation error: `max_new_tokens` must be <= 4096. Given: 5000",
         "max_tokens must be at least 1, got 0.",
+        "Field 'n': Value must be between 1 <= value <= 4, but got 0",
     ],
 )
 def test_another_fault_of_the_request_goes_nowhere(message: str) -> None:

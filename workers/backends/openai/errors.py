@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from topics import Response
+from topics.records.refusal_codes import TOO_MANY_ANSWERS
 from workers.backends.base import CallError
 
 # How servers say that a request is too long for them: OpenAI and vLLM, SGLang (and Together, which
@@ -20,6 +21,15 @@ _TOO_LONG = re.compile(
     r"|larger than the max context|prompt is too long|should not exceed max_(?:seq_len|num_tokens)"
     r"|.inputs. tokens (?:\+|and) .max_new_tokens. must (?:be <=|not exceed)"
     r"|too large to process\. increase the physical",
+    re.IGNORECASE,
+)
+# How they say that they don't write so many answers of one request; another server may. The second
+# is how llama.cpp told, by status 500, when it wrote one.
+_TOO_MANY = re.compile(
+    r"Field 'n': Value must be between 1 <= value <= \d+, but got [1-9]"
+    r"|only one completion choice is allowed|\bn must be at most \d+, got"
+    r"|prompt list length \d+ exceeds|.best_of. (?:must be > 0 and <= \d+|!= 1 is not allowed)"
+    r"|cannot unmarshal array into Go struct field CompletionRequest\.prompt",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(
@@ -47,6 +57,9 @@ def classify(status: int, body: Any, headers: Mapping[str, str], now: float) -> 
     if status == 413 or (status in {400, 422, 500} and _TOO_LONG.search(told)):
         message = f"the server answered {status}: the request is too long for it"
         return CallError("context_too_long", message, retry="elsewhere")
+    if status in {400, 422, 500} and _TOO_MANY.search(told):
+        message = f"the server answered {status}: the request asks for more answers than it writes"
+        return CallError(TOO_MANY_ANSWERS, message, retry="elsewhere")
     if 400 <= status < 500 and status not in _POOLS_FAULT:
         return _at_fault(status, body, told)
     code = "out_of_memory" if _OUT_OF_MEMORY.search(told) else _code(status)
