@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -29,6 +30,8 @@ _NAME = re.compile(
     r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$", re.ASCII
 )
 _PART = ".part"
+# A web server may be silent for so long; by itself the client would wait five minutes, and again.
+CONNECT_S_MAX, SILENT_S_MAX = 10.0, 30.0
 _NOTHING_THERE = frozenset({404, 410})
 _SUFFIX = ".parquet"
 
@@ -58,8 +61,10 @@ class Archive:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.is_web = url.startswith(("http://", "https://"))
+        """True of a web server's, which lists names in its own way and tells no times of files."""
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
+            self.fs, self.root = fsspec.core.url_to_fs(url, **(_limits() if self.is_web else {}))
         except (ValueError, ImportError) as error:
             raise ArchiveError(f"{url}: {error}") from error
         except OSError as error:
@@ -139,8 +144,10 @@ class Archive:
             source = pa.BufferReader(self.fs.cat_file(file.path)) if self.is_remote else file.path
             with pq.ParquetFile(source) as opened:
                 return opened.read(columns=wanted).sort_by("offset")
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise ArchiveError(f"{file.path}: {error}") from error
+        except Exception as error:
+            # Stores raise what they like.
+            why = str(error) or type(error).__name__
+            raise ArchiveError(f"{file.path}: {why}") from error
 
     def delete(self, file: ArchiveFile) -> None:
         """Delete a file."""
@@ -161,17 +168,27 @@ class Archive:
             if _is_absent(error):
                 return []
             # Stores raise what they like.
-            why = error.__cause__ or error
+            cause = error.__cause__ or error
+            why = str(cause) or type(cause).__name__
             raise ArchiveError(f"{self.url}: can't be reached or read: {why}") from error
         return found
 
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:
-            match = _NAME.search(path)
+            # A web server may list `date=` as `date%3D`; it is asked for as it was listed.
+            match = _NAME.search(unquote(path) if self.is_web else path)
             if match:
                 date, hour, number, first, following = match.groups()
                 span = int(first), int(following)
                 yield ArchiveFile(path, kind, date, hour, int(number), *span)
+
+
+def _limits() -> dict[str, Any]:
+    """Return the options of fsspec for a web server that may be silent."""
+    import aiohttp  # noqa: PLC0415 - of archives on web servers alone
+
+    limit = aiohttp.ClientTimeout(sock_connect=CONNECT_S_MAX, sock_read=SILENT_S_MAX)
+    return {"client_kwargs": {"timeout": limit}}
 
 
 def _is_absent(error: Exception) -> bool:

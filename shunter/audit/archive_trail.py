@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import duckdb
+import pyarrow.compute as pc
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
@@ -160,6 +161,8 @@ def find_request(archive: Archive, request_id: str) -> list[TrailRow]:
     Raises:
         ArchiveError: a file can't be read.
     """
+    if archive.is_web:
+        return _scanned(archive, request_id)
     addresses = archive.addresses("evidence")
     if not addresses:
         return []
@@ -187,6 +190,15 @@ def find_request(archive: Archive, request_id: str) -> list[TrailRow]:
         )
         for number, offset, key, value, raw, timestamp_ms in found
     ]
+
+
+def _scanned(archive: Archive, request_id: str) -> list[TrailRow]:
+    """Return the evidence of a request from all files: DuckDB asks when each was changed last."""
+    found = []
+    for file in archive.files("evidence"):
+        table = archive.read(file, ["request_id", "timestamp_ms", "key", "value", "raw"])
+        found += rows_of(file, table.filter(pc.field("request_id") == request_id))
+    return found
 
 
 @contextlib.contextmanager
