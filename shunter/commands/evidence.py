@@ -110,6 +110,9 @@ def archive(
     )
     if settings.archive is None:
         raise UserError("name the archive: --to URL, or SHUNTER_ARCHIVE")
+    if settings.archive.startswith(("http://", "https://")):
+        told = "an archive is written to a directory or an object store, and only read over HTTP"
+        raise UserError(f"{settings.archive}: {told}")
     try:
         from shunter.archive import ArchiveError  # noqa: PLC0415  an optional dependency
     except ImportError as error:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from shunter.archive import layout
 from shunter.archive.layout import KINDS, Archive, ArchiveError
 from shunter.archive.rows import SCHEMAS
 from shunter.audit.archive_trail import find_request
+from shunter.cli import app
+from shunter.console import UserError
 from shunter.logs.reading import Kind
 
 SILENT_S_MAX = 0.5
@@ -109,3 +112,9 @@ def test_a_server_that_takes_connections_and_never_answers_is_told_within_a_limi
         with pytest.raises(ArchiveError, match=f"{url}: can't be reached or read: .+"):
             archive.files("keys")
         assert time.monotonic() - began_at < 10 * SILENT_S_MAX
+
+
+def test_an_archive_is_not_written_to_a_web_server() -> None:
+    told = CliRunner().invoke(app, ["evidence", "archive", "--to", "http://127.0.0.1:1/x"])
+    assert (told.exit_code, type(told.exception)) == (1, UserError)
+    assert "http://127.0.0.1:1/x: an archive is written to a directory" in str(told.exception)
