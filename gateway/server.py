@@ -7,7 +7,6 @@ import signal
 import ssl
 from asyncio import sslproto
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -41,8 +40,6 @@ FINISH_S_MAX = 1.0
 # What a connection over TLS is read into; a record of TLS has at most 16 KiB. With asyncio's own
 # 256 KiB each, 900 open connections took 311 MB, with these 114.
 TLS_BUFFER_BYTES = 32 * 1024
-# Calls of disk and object store at once: most of their time is waiting.
-THREADS = 32
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +182,6 @@ async def run_gateway(settings: Settings) -> None:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, "store"))
 
     def told_to_stop() -> None:
         if not stop.is_set():

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from gateway.files.threads import opened_in_thread
+from gateway.files.threads import THREADS, in_thread, opened_in_thread
 
 
 class Opened:
@@ -57,3 +57,17 @@ async def test_what_can_not_be_opened_is_told() -> None:
     with pytest.raises(OSError, match="no room"):
         async with opened_in_thread(fail):
             raise AssertionError("there is nothing to use")
+
+
+async def test_a_store_that_does_not_answer_keeps_no_name_from_being_looked_up() -> None:
+    """A gateway that can't look up Kafka's hosts serves no chat either."""
+    go_on = threading.Event()
+    calls = [asyncio.create_task(in_thread(go_on.wait, 30)) for _ in range(2 * THREADS)]
+    try:
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            assert await asyncio.get_running_loop().getaddrinfo("localhost", 9092)
+        assert not any(call.done() for call in calls)
+    finally:
+        go_on.set()
+        await asyncio.gather(*calls)
