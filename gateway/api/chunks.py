@@ -41,16 +41,21 @@ class ChunkForm:
             return
         head = self._headed(chunk)
         rest = {k: v for k, v in chunk.items() if k not in head and k not in {"choices", "usage"}}
+        told = []
         for choice in choices:
             index = choice.get("index", 0) if isinstance(choice, dict) else 0
+            delta = choice.get("delta") or {}
+            # OpenAI's always has it; some servers, LiteLLM's for one, leave it out until the end.
+            told.append({"finish_reason": None} | choice)
             if self._is_chat and index not in self._begun:
                 self._begun.add(index)
-                delta = choice.get("delta") or {}
                 if delta.get("role") is None:
                     yield self._event({}, [_role(index)])
+            elif "role" in delta:
+                # Ollama says it with each piece, and OpenAI's client would put all together.
+                told[-1]["delta"] = {k: v for k, v in delta.items() if k != "role"}
             self._remember(index, choice)
-        # OpenAI's always has it; some servers, LiteLLM's for one, leave it out until the end.
-        yield self._event(rest, [{"finish_reason": None} | choice for choice in choices])
+        yield self._event(rest, told)
 
     def whole(self, body: Any) -> Iterator[bytes]:
         """Yield the events for an answer that came in one piece."""

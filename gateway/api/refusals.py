@@ -15,9 +15,12 @@ _AT_FAULT = {
     "unknown_data_class": "shunter.constraints.data_class",
     "conflicting_labels": "shunter.constraints.labels",
     "model_not_found": "model",
-    TOO_MANY_ANSWERS: "n",
 }
 _PASSING = frozenset({429, 503})
+_FEWER = (
+    "no pool that may serve it writes so many answers of one request, or takes a list as its"
+    " prompt: ask for a smaller n, or send prompts one by one, as texts"
+)
 _NO_REASON = ResultError("unhandled", "the result does not say why")
 
 
@@ -37,6 +40,8 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     if code == "model_not_found":
         message = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
         details = None
+    elif code == TOO_MANY_ANSWERS:
+        message = _FEWER
     elif code == "insufficient_quota":
         if error.retry_at is not None:
             wait_s = error.retry_at - (result.timing.finished_at or error.retry_at)

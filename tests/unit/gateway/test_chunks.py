@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from gateway.api.chunks import ChunkForm
 from gateway.api.refusals import refusal_of
@@ -55,6 +57,17 @@ def test_each_choice_of_a_chunk_says_whether_it_has_ended() -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
 
 
+def test_a_role_that_a_server_says_with_each_piece_is_said_once() -> None:
+    """As Ollama does; OpenAI's client would put the roles together, as it does texts."""
+    form, state = ChunkForm("req_1", ASKED, NOW), ChatCompletionStreamState()
+    for text in "ab":
+        for event in form.events(piece(text, role="assistant")):
+            chunk = ChatCompletionChunk.model_validate_json(event.removeprefix(b"data: "))
+            list(state.handle_chunk(chunk))
+    (choice,) = state.current_completion_snapshot.choices
+    assert (choice.message.role, choice.message.content) == ("assistant", "ab")
+
+
 def test_what_was_lost_of_a_text_is_made_up_for() -> None:
     form = ChunkForm("req_1", ASKED, NOW)
     list(form.events(piece("a")))
@@ -83,6 +96,13 @@ def test_a_limit_is_told_where_the_declared_one_was_exceeded() -> None:
     assert "maximum context length is 131072 tokens" in told.message
     by_a_server = refusal_of(result("failed", "no_pool", reasons), asked, fleet)
     assert "131072" not in by_a_server.message
+
+
+def test_a_request_for_too_many_answers_is_told_what_to_ask_for() -> None:
+    found = result("failed", "no_pool", {"a": "too_many_answers", "b": "model_not_served"})
+    told = refusal_of(found, ASKED, FleetState(Settings(), SystemClock()))
+    assert (told.status, told.code) == (400, "too_many_answers")
+    assert "ask for a smaller n, or send prompts one by one" in told.message
 
 
 @pytest.mark.parametrize(
