@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed
 
-from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.idempotent_producer import close_producer, started_producer
 from streams.kafka.writer import let_go
 from topics import Settings
 from topics.registry import INGEST_BYTES_MAX
@@ -92,7 +92,7 @@ class RequestPublisher:
             return
         self._producer = None
         # Until then those who have given it a record wait for that, or have given up.
-        closing = asyncio.create_task(_close(failed, PUBLISH_S_MAX))
+        closing = asyncio.create_task(_closed(failed))
         self._closing[closing] = failed
         closing.add_done_callback(self._closing.pop)
 
@@ -106,14 +106,8 @@ class RequestPublisher:
         for failed in closing.values():
             await let_go(failed)
         if producer is not None:
-            await _close(producer, CLOSE_S_MAX)
+            await close_producer(producer, CLOSE_S_MAX)
 
 
-async def _close(producer: AIOKafkaProducer, s_max: float) -> None:
-    """Close a producer once it has sent what it has, or so many seconds later."""
-    try:
-        async with asyncio.timeout(s_max):
-            await producer.stop()
-    except (TimeoutError, KafkaError):
-        # Else it sends that whenever a broker is back, and is there for ever.
-        await let_go(producer)
+async def _closed(producer: AIOKafkaProducer) -> None:
+    await close_producer(producer, PUBLISH_S_MAX)

@@ -106,9 +106,9 @@ async def tail(
         # Otherwise the reset at the start could overtake ours.
         options["auto_offset_reset"] = "latest"
     consumer = AIOKafkaConsumer(**options)
-    consumer.assign(list(_partitions(counts)))
-    await consumer.start()
     try:
+        consumer.assign(list(_partitions(counts)))
+        await consumer.start()
         seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end
         if not await seek():
             raise AdminError(

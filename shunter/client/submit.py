@@ -16,6 +16,7 @@ from shunter.client.result_files import ResultFiles
 from shunter.client.spans import SubmitSpans
 from shunter.console import UserError
 from streams.engine.log import Record
+from streams.kafka.idempotent_producer import close_producer
 from topics import BadRecordError, Catalogue, Evidence, Result, Settings, decode
 from topics.records import headers as h
 from topics.registry import INGEST_BYTES_MAX
@@ -111,13 +112,12 @@ async def producer_of(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         max_batch_size=BATCH_BYTES_MAX,
         linger_ms=LINGER_MS,
     )
-    await producer.start()
     try:
+        await producer.start()
         yield producer
     finally:
         # If Kafka has gone, queued records are not waited for.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(producer.stop(), CLOSE_S_MAX)
+        await close_producer(producer, CLOSE_S_MAX)
 
 
 async def _acknowledged(batch: list[tuple[int, asyncio.Future[object]]]) -> None:

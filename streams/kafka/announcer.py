@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.idempotent_producer import close_producer, started_producer
 from streams.kafka.refused_rights import REFUSED_RIGHTS
 from topics import Settings
 
@@ -46,7 +46,7 @@ class Announcer:
             return await self._producer.send_and_wait(self._topic, value, key=key)
         except KafkaError:
             producer, self._producer = self._producer, None
-            await producer.stop()
+            await close_producer(producer, FAREWELL_S_MAX)
             raise
 
     async def tell(self, key: bytes, value: bytes | None) -> RecordMetadata | None:
@@ -67,9 +67,13 @@ class Announcer:
         """Write the last records and close, without waiting for a broker that is gone."""
         if self._producer is None:  # an earlier service has failed to start
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S_MAX):
-                for key, value in last:
-                    await self.tell(key, value)
-                if self._producer is not None:
-                    await self._producer.stop()
+        until = asyncio.get_running_loop().time() + FAREWELL_S_MAX
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    for key, value in last:
+                        await self.tell(key, value)
+        finally:
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                await close_producer(producer, until - asyncio.get_running_loop().time())

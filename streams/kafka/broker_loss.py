@@ -85,6 +85,12 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]
         except TimeoutError:
             _failed_at[where] = asyncio.get_running_loop().time()
             raise
+        except asyncio.CancelledError:
+            if self._on_close_cb is None:
+                # Of a client that was cancelled as it started, which keeps its first connection in
+                # a variable alone. All others have whom to tell of their end.
+                self.close()
+            raise
         _failed_at.pop(where, None)
         return told
 
@@ -273,6 +279,10 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         async with self._locks[node_id, group]:
             if not self._is_lost(node_id):
                 connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
+        if connection is not None and self._is_let_go:
+            # Opened while this client closed its connections: nobody would close it.
+            connection.close()
+            connection = None
         if connection is None:
             await asyncio.sleep(RECONNECT_S)
         return connection

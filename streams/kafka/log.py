@@ -375,8 +375,12 @@ class KafkaLog:
             LogError: no broker could be asked, another owner came between, or the brokers let no
                 transaction be open for as long as the settings want.
         """
-        async with self._asked() as client:
-            return await self._fence(client, transactional_id)
+        async with contextlib.AsyncExitStack() as unless_returned:
+            async with self._asked() as client:
+                writer = await self._fence(client, transactional_id)
+                unless_returned.push_async_callback(writer.close)
+            unless_returned.pop_all()
+            return writer
 
     async def _fence(self, client: AIOKafkaClient, transactional_id: str) -> KafkaWriter:
         owns = Catalogue(self._settings).owns

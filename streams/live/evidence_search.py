@@ -50,8 +50,8 @@ async def find_evidence(settings: Settings, clock: Clock, request_id: str) -> Se
     topic = Catalogue(settings).evidence
     until = clock.now() + SEARCH_S_MAX
     consumer = AIOKafkaConsumer(topic, **consumer_options(settings))
-    await consumer.start()
     try:
+        await consumer.start()
         partitions = consumer.partitions_for_topic(topic)
         if not partitions:
             raise LogError(f"{topic} can't be seen")

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from streams.engine.clock import Clock
 from streams.engine.unexpected_errors import is_asked_for
-from streams.kafka.idempotent_producer import started_producer
+from streams.kafka.idempotent_producer import close_producer, started_producer
 from streams.service import QuietService
 from topics import Catalogue, Placement, Profile, Settings, StreamPiece, encode
 
@@ -121,10 +121,7 @@ class StreamPublisher(QuietService):
         """Stop the producer; unsent pieces belong to requests that run again."""
         if self._producer is None:
             return
-        try:
-            async with asyncio.timeout(PUBLISH_S_MAX):
-                await self._producer.stop()
-        except TimeoutError:
+        if not await close_producer(self._producer, PUBLISH_S_MAX):
             logger.warning("Kafka does not take the last pieces of streams")
 
     async def send(self, piece: StreamPiece) -> Awaitable[object]:
@@ -160,7 +157,7 @@ class StreamPublisher(QuietService):
         async with self._connecting:
             if self._producer is not None and self._has_failed:
                 failed, self._producer, self._has_failed = self._producer, None, False
-                await failed.stop()
+                await close_producer(failed, PUBLISH_S_MAX)
             if self._producer is None:
                 self._producer = await started_producer(self._settings)
         return self._producer
