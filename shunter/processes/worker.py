@@ -224,7 +224,7 @@ def _run_worker(
         settings, pool, active, backend, breakers, telemetry, cancellations, publisher, clock
     )
     keep = active.keep(worker.take_context)
-    gauges = [worker_gauges(pool, worker, breakers), span_gauges(telemetry)]
+    gauges = [worker_gauges(pool, worker, backend, breakers), span_gauges(telemetry)]
     metrics = _metrics(settings, options, policy, gauges)
     active.tell(metrics.change)
     active.tell(lambda here: _end_if_other(pool, served, here))

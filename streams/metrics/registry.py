@@ -338,6 +338,14 @@ SLOTS = Metric(
     ("pool",),
     told_by="worker",
 )
+MIGRATIONS = Metric(
+    "shunter.worker.migrations",
+    "counter",
+    "{reply}",
+    "Replies that went on at another replica of a simulated pool whose replies migrate",
+    ("pool",),
+    told_by="worker",
+)
 CIRCUIT_CLOSED = Metric(
     "shunter.circuit.closed",
     "gauge",

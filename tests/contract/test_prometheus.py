@@ -170,7 +170,9 @@ async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
             "lanes": ["direct"],
             "backend": {"type": "openai", "base_url": server.base_url},
         }
-        fleet = {"pools": FLEET["pools"] | {"flaky": flaky}}
+        moving = deepcopy(FLEET["pools"]["lpddr-us"])
+        moving["backend"]["replies"] = "migrate"
+        fleet = {"pools": FLEET["pools"] | {"flaky": flaky, "lpddr-us": moving}}
         async with System(kafka, prefix, tmp_path, fleet=fleet, env_of=env_of) as system:
             system.start_all()
             async with prometheus(ports, tmp_path) as address, ledger(system) as live:

@@ -44,6 +44,7 @@ class ScriptedBackend:
         self.began: list[str] = []
         self.cancelled: list[str] = []
         self.is_well = True
+        self.migrations: int | None = None
         self.used: dict[str, tuple[float, int, int]] = {}
         """Device time and tokens of tries that give no answer, by the request's id."""
         self._calls: dict[str, asyncio.Future[Outcome]] = {}
@@ -55,7 +56,8 @@ class ScriptedBackend:
         """Nothing to stop."""
 
     def load(self) -> Load:
-        return Load(0.0, {"yard-8b-fp8": VariantStatus(running=len(self.running))})
+        variants = {"yard-8b-fp8": VariantStatus(running=len(self.running))}
+        return Load(0.0, variants, migrations=self.migrations)
 
     async def probe(self, variant: str) -> None:
         if not self.is_well:

@@ -117,7 +117,8 @@ class Load:
 
     ``server`` is the model server's own report, if any; ``factors`` what was learned of the
     device's constants, and ``factors_known`` how much of it was measured, 0 to 1;
-    ``idle_replicas`` are those on which nothing runs or waits, None where that isn't known.
+    ``idle_replicas`` are those on which nothing runs or waits, None where that isn't known;
+    ``migrations`` counts the replies that went on at another replica, None where they stay.
     """
 
     backlog_s: float
@@ -126,6 +127,7 @@ class Load:
     factors: tuple[float, ...] | None = None
     factors_known: float = 0.0
     idle_replicas: int | None = None
+    migrations: int | None = None
 
 
 class Backend(Protocol):

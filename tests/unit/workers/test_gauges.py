@@ -43,7 +43,7 @@ async def test_a_worker_tells_how_near_it_is_to_its_limit() -> None:
     metrics, backend = make_metrics(yard), ScriptedBackend()
     worker, transactor = await serve(yard, backend, in_flight_max=9)
     breakers = Breakers(POOL, ["yard-8b-fp8"], backend, yard.clock)
-    metrics.gauges.read_from(worker_gauges(POOL, worker, breakers))
+    metrics.gauges.read_from(worker_gauges(POOL, worker, backend, breakers))
     for n in range(5):
         place(yard, f"c{n}")
     await transactor.step()
@@ -51,6 +51,21 @@ async def test_a_worker_tells_how_near_it_is_to_its_limit() -> None:
     assert read(metrics, m.IN_FLIGHT) == {(POOL, "running"): 4, (POOL, "queued"): 1}
     assert read(metrics, m.IN_FLIGHT_LIMIT) == {(POOL,): 9}
     assert read(metrics, m.SLOTS) == {(POOL,): 4}
+    await transactor.stop()
+
+
+async def test_a_worker_tells_how_many_replies_migrated_where_replies_do() -> None:
+    yard = Yard()
+    metrics, backend = make_metrics(yard), ScriptedBackend()
+    worker, transactor = await serve(yard, backend)
+    breakers = Breakers(POOL, ["yard-8b-fp8"], backend, yard.clock)
+    metrics.gauges.read_from(worker_gauges(POOL, worker, backend, breakers))
+    for moved in (None, 0, 3):
+        backend.migrations = moved
+        (series,) = m.MIGRATIONS.series
+        page = metrics.page("")[1].decode().splitlines()
+        told = [] if moved is None else [f'{series}{{pool="{POOL}"}} {moved:.1f}']
+        assert [line for line in page if line.startswith(series)] == told
     await transactor.stop()
 
 

@@ -335,11 +335,11 @@ class SimulatedBackend:
         }
         backlog_s = sum(r.backlog_s for r in self._replicas) + self._line.prompt_s
         backlog_s /= len(self._replicas) * self._time_scale
-        accelerators = [replica.accelerator for replica in self._replicas]
-        kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
-        server = ServerLoad(kv_usage=round(kv_usage, 4))
-        idle = sum(not replica.jobs for replica in self._replicas)
-        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known, idle)
+        kv_used = sum(r.accelerator.kv_wanted for r in self._replicas) / len(self._replicas)
+        server = ServerLoad(kv_usage=round(kv_used, 4))
+        idle = sum(not r.jobs for r in self._replicas)
+        pace, moved = self._pace, self._migration.moved if self._migration else None
+        return Load(backlog_s, variants, server, pace.factors, pace.factors_known, idle, moved)
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
         """Fail every call with the error that ended the driver; nothing else would."""
