@@ -348,6 +348,8 @@ class ModelPool:
         backlog_s = sum(replica.backlog_s for replica in self.replicas) + self._line.prompt_s
         backlog_s /= len(self.replicas)
         tries = self._tries.values()
+        requests = sum(replica.requests for replica in self.replicas)
+        running = min(requests, sum(a.running for a in accelerators))
         return PoolStatus(
             pool=self.name,
             instance="model",
@@ -357,8 +359,8 @@ class ModelPool:
             device=first.device,
             region=first.region,
             slots=sum(o.max_batch * o.replicas for o in self.options.values()),
-            running=sum(a.running for a in accelerators),
-            queued=len(self._line) + sum(a.queued for a in accelerators),
+            running=running,
+            queued=len(self._line) + requests - running,
             backlog_s=backlog_s / self._time_scale,
             server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
             variants={

@@ -52,23 +52,23 @@ class _Standings:
     """Values cached beside a load; not among the fields that a decision records.
 
     ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
-    For limits on power: ``unseen`` requests are of none of its workers, ``aside`` get no work.
+    For limits on power: ``requests`` its workers have or may yet get, ``aside`` get no work.
     """
 
-    __slots__ = ("_corrected", "_standings", "_steps", "_worked_until", "aside", "rows", "unseen")
+    __slots__ = ("_corrected", "_standings", "_steps", "_worked_until", "aside", "requests", "rows")
 
     _corrected: dict[str, tuple[Option, Roofline]]
     _steps: dict[str, tuple[Option, int, tuple[float, float]]]
     _standings: "dict[str, OptionState]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
     _worked_until: float | None
-    unseen: int
+    requests: int
     aside: int
 
     def begin(self) -> None:
         """Start with nothing cached, at no known time."""
         self._corrected, self._steps = {}, {}
-        self._worked_until, self.unseen, self.aside = None, 0, 0
+        self._worked_until, self.requests, self.aside = None, 0, 0
         self.has_changed()
 
     def worked(self, now: float) -> float:
@@ -78,8 +78,8 @@ class _Standings:
         return 0.0 if since is None else max(0.0, now - since)
 
     def draws_for(self, requests: int, aside: int) -> None:
-        """Note how many requests and workers draw power besides those that count."""
-        self.unseen, self.aside = requests, aside
+        """Note how many requests draw power, and how many workers besides those that count."""
+        self.requests, self.aside = requests, aside
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""

@@ -13,7 +13,8 @@ def drawn_kw(option: Option, load: PoolLoad | None, more: int = 0) -> float:
     """Return what a pool may draw, hosts included, in kW.
 
     Each request may be on a replica of its own, so that as many replicas count as busy as there are
-    requests, while there are so many: a limit that holds so holds wherever the requests are.
+    requests, while there are so many: a limit that holds so holds wherever the requests are. The
+    answers of one are on one replica.
 
     Args:
         option: any of the pool; what of its power is unknown counts as none.
@@ -24,7 +25,7 @@ def drawn_kw(option: Option, load: PoolLoad | None, more: int = 0) -> float:
     if load is None or not load.workers + load.aside:
         return 0.0
     replicas = (load.workers + load.aside) * option.replicas
-    busy = min(replicas, sum(load.running_by_variant.values()) + load.unseen + more)
+    busy = min(replicas, load.requests + more)
     idle_w, busy_w = option.idle_w or 0.0, option.busy_w or 0.0
     return (busy * busy_w + (replicas - busy) * idle_w) / 1000.0
 

@@ -166,6 +166,7 @@ class FleetView:
         count: int = 1,
         tokens: int = 0,
         now: float | None = None,
+        requests: int = 1,
     ) -> None:
         """Count work sent to a pool until its next heartbeat includes it.
 
@@ -177,6 +178,7 @@ class FleetView:
             count: number of answers.
             tokens: tokens of KV memory that they need together, prompts and replies.
             now: epoch seconds; None: no time has passed.
+            requests: number of requests that these answers are of.
         """
         load = self._loads.get(option.pool)
         if load is None:
@@ -191,8 +193,9 @@ class FleetView:
         self._tell_rounds(option.pool, load)
         load.has_changed()
         if option.is_power_limited:
+            load.draws_for(load.requests + requests, load.aside)
             if now is not None:
-                self._sent.setdefault(option.pool, []).append((now, count))
+                self._sent.setdefault(option.pool, []).append((now, requests))
             tell_power(self._options, self._loads, option.pool)
 
     def _judge(self, status: PoolStatus) -> None:
@@ -262,9 +265,9 @@ class FleetView:
         told_at = min((s.at for s in reports), default=inf)
         late = [each for each in self._sent.get(pool, ()) if each[0] > told_at - UNSEEN_S]
         self._sent[pool] = late
-        aside = [s for s in reports if s not in counted and s.state != "down"]
-        run = sum(v.running + v.queued for s in aside for v in s.variants.values())
-        load.draws_for(run + sum(count for _, count in late), len(aside))
+        drawing = [s for s in reports if s.state != "down"]
+        taken = sum(map(_requests, drawing)) + sum(requests for _, requests in late)
+        load.draws_for(taken, sum(s not in counted for s in drawing))
         tell_power(self._options, self._loads, pool)
 
     def _tell_rounds(self, pool: str, load: PoolLoad) -> None:
@@ -278,6 +281,12 @@ class FleetView:
 
 def _worker(pool: str, instance: str) -> str:
     return f"{pool}/{instance}"
+
+
+def _requests(status: PoolStatus) -> int:
+    """Return how many requests a worker has: of those with work at least one."""
+    answers = sum(v.running + v.queued for v in status.variants.values())
+    return min(answers, max(1, status.running + status.queued))
 
 
 def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:

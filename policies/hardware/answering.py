@@ -150,6 +150,11 @@ class AnsweringReplica(Replica):
             one = replace(head, id=f"{name}.{reply}", cached_tokens=tokens, shared_tokens=tokens)
             self._begin(parts, one, now)
 
+    @property
+    def requests(self) -> int:
+        """Return how many requests run or wait."""
+        return self.jobs - len(self._parts) + len(self._requests)
+
     def may_move(self, job_id: str) -> bool:
         """Return True if a job may leave: the answers of a request stay together."""
         return job_id not in self._parts

@@ -97,4 +97,5 @@ class Placer:
         size, target = len(release.members), release.target
         answers = sum(member.profile.answers for member in release.members)
         device_s = target.estimate.device_s * size
-        self.situation.view.add_sent(target.option, device_s, answers, release.tokens, now)
+        view = self.situation.view
+        view.add_sent(target.option, device_s, answers, release.tokens, now, requests=size)

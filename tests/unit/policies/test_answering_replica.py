@@ -146,12 +146,16 @@ def test_whatever_comes_and_goes_each_request_ends_once_and_all_time_is_charged(
     todo = [(at, number, "come") for number, (*_, at, _) in enumerate(asked)]
     todo += [(at, n, "go") for n, (*_, at) in enumerate(asked) if at is not None]
     told: list[Event] = []
+    come: set[str] = set()
     for at, number, what in sorted(todo):
         told += drained(replica, at)
+        ended = {each.id for each in told if not isinstance(each, FirstToken)}
+        assert replica.requests == len(come - ended)
         name, (prompts, replies, tokens, output, came_at, _) = str(number), asked[number]
         if what == "come":
             job = Job(name, "llama", prompts * tokens, output)
             replica.submit_answers(job, prompts, replies, at)
+            come.add(name)
         elif at >= came_at:
             replica.cancel(name, at)
     told += drained(replica)
@@ -164,6 +168,7 @@ def test_whatever_comes_and_goes_each_request_ends_once_and_all_time_is_charged(
     assert replica.accelerator.is_idle
     assert replica.accelerator.kv_usage == 0
     assert replica.backlog_s == 0
+    assert replica.requests == 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replay import Replay
+from policies.backtest.replica_pool import ModelPool, Try
 from policies.backtest.route import Send
 from policies.backtest.workload import Arrival, profiles_of
 from policies.fleet_state.view import idle_reports
@@ -39,6 +40,21 @@ def outcome(
     found = run_one("shunter", setting, options, shunter(setting, options))
     assert found.scores["constraint_violations"] == 0
     return found.run.outcomes[0], setting
+
+
+def test_a_pool_tells_of_a_request_once_and_of_each_of_its_answers() -> None:
+    pool = ModelPool([OPTION], Reality(), Random(0).random)
+    profile = replace(make_profile(make_policy(), hints={"input_tokens": 300}), replies=8)
+    pool.submit(Try(ReplayOutcome(0, profile, 300, 8 * 5_000), OPTION, "direct", None), 0.0)
+    list(pool.start(0.0))
+    # The first has its prompt computed, and the others begin.
+    for at in (1.0, 1.1):
+        assert not list(pool.advance(0, at))
+    told = pool.status(1.1)
+    of_variant = told.variants[OPTION.variant]
+    assert of_variant.running == OPTION.max_batch
+    assert of_variant.queued > 0
+    assert (told.running, told.queued) == (1, 0)
 
 
 def test_replies_are_written_together_and_charged_each() -> None:

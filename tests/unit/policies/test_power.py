@@ -5,11 +5,14 @@ from typing import Any
 
 import orjson
 import pytest
-from policy_cases import NOW, a_policy, profile, status
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_cases import NOW, PROPERTY, a_policy, profile, status
 
 from policies import DeclarationError, FleetView, decide, inputs_of, parse_fleet, situation
 from policies.config.options import Options, compile_options
 from policies.fleet_state.power import drawn_kw
+from policies.placement.placer import Placer
 from topics import PoolStatus, VariantStatus
 
 DEVICE = {
@@ -131,7 +134,8 @@ def test_workers_that_get_no_work_draw_what_they_run(told: dict[str, Any]) -> No
     view = FleetView(found)
     running = {"m-bf16": VariantStatus(running=1, queued=1)}
     view.report(replace(heartbeat(found, "b"), region="here"))
-    view.report(replace(heartbeat(found, "a"), variants=running))
+    told = {"running": 1, "queued": 1} | told
+    view.report(replace(heartbeat(found, "a"), variants=running, running=1, queued=1))
     # Both of a's are busy, and one of b's would be.
     assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(3.3))
     view.report(replace(heartbeat(found, "a"), variants=running, **told))
@@ -139,6 +143,7 @@ def test_workers_that_get_no_work_draw_what_they_run(told: dict[str, Any]) -> No
     assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(3.3))
     assert view.load("b").lacks_power(found.by_pool["b"][0])
     # What was sent to it meanwhile draws as well.
+    told |= {"running": 0, "queued": 0}
     view.report(replace(heartbeat(found, "a"), variants={}))
     view.add_sent(found.by_pool["a"][0], 0.01, now=NOW + 0.5)
     view.report(replace(heartbeat(found, "a"), at=NOW + 0.6, **told))
@@ -146,6 +151,51 @@ def test_workers_that_get_no_work_draw_what_they_run(told: dict[str, Any]) -> No
     view.prune(NOW + 3600)
     view.report(replace(heartbeat(found, "b"), at=NOW + 3600))
     assert view.load("b").power_kw == (pytest.approx(1.3), pytest.approx(1.3))
+
+
+ANSWERS = st.lists(st.integers(1, 200), max_size=12)
+
+
+@PROPERTY
+@given(ANSWERS, ANSWERS, st.lists(st.integers(0, 5), min_size=24, max_size=24))
+def test_what_is_drawn_is_bounded_by_requests_wherever_they_are_not_by_their_answers(
+    running: list[int], sent: list[int], places: list[int]
+) -> None:
+    found = options(a={"count": 6, "power_kw_max": 6.0, "serves": [SERVES[0] | {"max_batch": 64}]})
+    view, option = FleetView(found), found.by_pool["a"][0]
+    variants = {"m-bf16": VariantStatus(running=sum(running))}
+    view.report(replace(heartbeat(found, "a"), variants=variants, running=len(running)))
+    for answers in sent:
+        view.add_sent(option, 0.01, answers)
+    told_kw = drawn_kw(option, view.load("a"))
+    # Likewise the members of one batch, which go together.
+    batched = FleetView(found)
+    batched.report(heartbeat(found, "a"))
+    batched.add_sent(option, 0.01, sum(running + sent), requests=len(running + sent))
+    assert drawn_kw(option, batched.load("a")) == told_kw
+    # Of 1.0 kW busy and 0.3 idle, each request on any replica, with all of its answers.
+    busy = len({places[n] for n in range(len(running) + len(sent))})
+    assert told_kw > 6 * 0.3 + busy * 0.7 - 1e-9
+    assert told_kw == pytest.approx(6 * 0.3 + min(6, len(running) + len(sent)) * 0.7)
+
+
+def test_one_request_of_many_answers_closes_no_site() -> None:
+    found = options(a={"count": 4, "power_kw_max": 3.0})
+    view = FleetView(found)
+    view.report(heartbeat(found, "a"))
+    here = replace(situation(found, a_policy()), view=view)
+    placer = Placer(here)
+    asked = profile(model="m", batchable=False, replies=8)
+    decision = placer.decide(asked, NOW).decision
+    placer.count_placed(asked, decision, NOW)
+    # One replica is busy with it: 1.0 + 3 x 0.3 kW, and another would be within the limit.
+    assert view.load("a").power_kw == (pytest.approx(2.6), pytest.approx(2.6))
+    assert chosen(found, view) == ("place", "only_candidate", "a")
+    # Its worker tells of it, shortly and long after it was sent.
+    variants = {"m-bf16": VariantStatus(running=8)}
+    for at, more_kw in ((NOW + 0.1, 3.3), (NOW + 3.0, 2.6)):
+        view.report(replace(heartbeat(found, "a"), at=at, variants=variants, running=1))
+        assert view.load("a").power_kw == (pytest.approx(more_kw), pytest.approx(more_kw))
 
 
 def test_what_the_limit_was_held_against_is_among_the_recorded_inputs() -> None:
