@@ -1,13 +1,16 @@
 """Readiness of a process: whether it can do work, and why not."""
 
 from streams.kafka.broker_loss import silent_s
+from streams.kafka.cluster_identity import other_cluster
 
 # Brokers that are restarted in turn, and a new leader of what a dead one led, take less.
 SILENT_S_MAX = 10.0
 
 
 def no_broker() -> str | None:
-    """Return that no broker answers, if that has been so for a while; None otherwise."""
+    """Return that no broker of ours answers, if that has been so for a while; None otherwise."""
+    if (told := other_cluster()) is not None:
+        return told
     silence = silent_s()
     if silence < SILENT_S_MAX:
         return None

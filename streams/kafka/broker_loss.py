@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import count
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
 
+from streams.kafka.cluster_identity import KnownCluster, OtherClusterError, identity_of
 from topics import Settings
 
 logger = logging.getLogger(__name__)
@@ -104,10 +105,22 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._identity = identity_of(self._loop, self._bootstrap_servers)
         self._metadata_max_age_ms = WATCH_MS
+        self.cluster = KnownCluster(self._identity, metadata_max_age_ms=METADATA_MS)
         self._answered_at = self._loop.time()
         self._locks: defaultdict[Any, asyncio.Lock] = defaultdict(asyncio.Lock)
         _clients[next(_numbers)] = self
+
+    async def bootstrap(self) -> None:
+        """Ask the bootstrap servers for the brokers.
+
+        Raises:
+            OtherClusterError: they lead to another cluster than this process began with.
+        """
+        await super().bootstrap()
+        if self._identity.is_away:
+            raise OtherClusterError(self._identity.told())
 
     async def close(self) -> None:
         """Close the connections; the next client asks in place of this one."""
@@ -166,7 +179,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             return known
         # An empty list asks for the brokers alone; the library asks for each topic of the cluster.
         request = MetadataRequest(None if topics is None else list(topics))
-        for node in nodes:
+        for node in () if self._identity.is_away else nodes:
             connection = await self._get_conn(node)
             if connection is None:
                 continue
@@ -175,19 +188,37 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             except (KafkaError, TimeoutError) as error:
                 logger.warning("broker %s does not say which brokers there are: %r", node, error)
                 continue
-            return self._learn(cluster_metadata, metadata)
-        for host, port, _ in self.hosts:
-            if (metadata := await self._told_by_bootstrap(host, port, request)) is not None:
-                return self._learn(cluster_metadata, metadata)
+            if self._learn(cluster_metadata, metadata):
+                return True
+            _failed_at[connection.host, connection.port] = asyncio.get_running_loop().time()
+        for host, port in self._first_addresses():
+            metadata = await self._told_by_bootstrap(host, port, request)
+            if metadata is not None and self._learn(cluster_metadata, metadata):
+                return True
         cluster_metadata.failed_update(None)
         return False
 
     def _learn(self, cluster_metadata: Any, metadata: Any) -> bool:
         if not metadata.brokers:
             return False
+        if not self._identity.is_of(metadata):
+            # Nobody uses what leads there: `_get_conn` opens nothing until ours is back.
+            for client in {self, *self._beside()}:
+                client._drop_all()  # noqa: SLF001 - one of these
+            return False
         cluster_metadata.update_metadata(metadata)
         self._look_round(cluster_metadata)
         return True
+
+    def _first_addresses(self) -> Iterator[tuple[str, int]]:
+        """Yield where to ask besides the brokers; while another cluster is there, theirs too."""
+        known = {(broker.host, broker.port) for broker in self.cluster.brokers()}
+        for host, port, _ in self.hosts:
+            if self._identity.is_away or (host, port) not in known:
+                yield host, port
+                known.discard((host, port))
+        if self._identity.is_away:
+            yield from known
 
     async def _told_by_bootstrap(self, host: str, port: int, request: Any) -> Any:
         """Return the answer of a bootstrap address, or None.
@@ -195,8 +226,6 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         Where all brokers came back under other addresses, nobody is at those that the library goes
         by for as long as it runs.
         """
-        if (host, port) in {(broker.host, broker.port) for broker in self.cluster.brokers()}:
-            return None
         name = f"bootstrap {host}:{port}"
         self.cluster._bootstrap_brokers[name] = BrokerMetadata(name, host, port, None)  # noqa: SLF001 - where the library looks for an address
         # Not by this class: an address that was a lost broker's may be that of a new one.
@@ -256,6 +285,11 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             if (connection.host, connection.port) in gone:
                 connection.close(reason=CloseReason.CONNECTION_BROKEN)
 
+    def _drop_all(self) -> None:
+        """Close all connections: they lead to another cluster, or to brokers that are gone."""
+        for connection in list(self._conns.values()):
+            connection.close()
+
     def _is_lost(self, node_id: Any) -> bool:
         """Return whether a broker is gone, although this client may not know that yet.
 
@@ -277,9 +311,9 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
     ) -> AIOKafkaConnection | None:
         connection = None
         async with self._locks[node_id, group]:
-            if not self._is_lost(node_id):
+            if not (self._is_lost(node_id) or self._identity.is_away):
                 connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
-        if connection is not None and self._is_let_go:
+        if connection is not None and (self._is_let_go or self._identity.is_away):
             # Opened while this client closed its connections: nobody would close it.
             connection.close()
             connection = None
