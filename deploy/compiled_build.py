@@ -28,8 +28,10 @@ MODULES = (
     "policies/hardware/prefix_cache.py",
     "policies/hardware/prompts.py",
     "policies/hardware/replica.py",
+    "policies/hardware/replica_choice.py",
     "policies/hardware/replica_load.py",
     "policies/hardware/roofline.py",
+    "policies/hardware/variant_homes.py",
 )
 
 

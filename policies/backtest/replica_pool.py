@@ -18,7 +18,7 @@ from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, choose_replica
+from policies.hardware.replica import Ask
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
@@ -394,7 +394,7 @@ class ModelPool:
     def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
-            chosen = choose_replica(self.replicas, ask, now, self._fill.limits)
+            chosen = self._line.choose(ask, now)
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen

@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 from policies.hardware.accelerator import Accelerator
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.replica import Ask, Replica, find_room, least_loaded
+from policies.hardware.replica import Ask, Replica
+from policies.hardware.replica_choice import choose_replica, find_room, least_loaded
+from policies.hardware.variant_homes import VariantHomes
 from topics.records.placement import Path
 
 # The time before a first token is due in which its prompt is computed at the latest, beside what it
@@ -53,13 +55,15 @@ class PoolLine(Generic[Name]):
     One that starts without room is likely to miss its SLO, or to have another miss it. So where
     another waits whose prompt takes `GIVES_WAY` times as long, that gives way to it: its TTFT is
     given up, and it starts when nobody else waits, or when its deadline would not be met else. To
-    have the fewest late, drop the longest whenever one would be (Moore 1968). Times are seconds.
+    have the fewest late, drop the longest whenever one would be (Moore 1968). Where there is none,
+    one that would be late itself gives way: else it would only make others late. Times are seconds.
     """
 
     def __init__(self, replicas: Sequence[Replica], fill: PoolFill) -> None:
         """Take the pool's replicas, and how far they are filled."""
         self._replicas = replicas
         self._fill = fill
+        self._homes = VariantHomes(replicas)
         self._waiting: dict[Kind, list[_Waiting[Name]]] = {}
         self._count = 0
 
@@ -80,11 +84,16 @@ class PoolLine(Generic[Name]):
 
     def join(self, name: Name, ask: Ask, now: float) -> None:
         """Put a request in the line; one without a TTFT starts at the next `start`."""
+        self._homes.note(ask, now)
         self._count += 1
         left_s = 0.0 if ask.ttft_left_s is None else ask.ttft_left_s
         decode_s = ask.output_tokens * (ask.tpot_s or 0.0)
         late_at = now + ask.answer_left_s - decode_s
         self._push(_Waiting(now + left_s, self._count, name, ask, late_at))
+
+    def choose(self, ask: Ask, now: float) -> int:
+        """Return the replica that serves a request which does not wait in the line."""
+        return choose_replica(self._replicas, ask, now, self._fill.limits, self._homes)
 
     def leave(self, name: Name) -> bool:
         """Take a request out of the line; False if it isn't there."""
@@ -114,8 +123,14 @@ class PoolLine(Generic[Name]):
             if index is None:
                 blocked.add(kind)
                 continue
-            if is_forced and (dearest := self._dearest(first.ask)) is not None:
-                self._let_give_way(dearest)
+            if is_forced:
+                dearest = self._dearest(first.ask)
+                if dearest is None and self._is_lost(first, index, now):
+                    dearest = first
+                if dearest is not None:
+                    self._let_give_way(dearest)
+                if dearest is first:
+                    continue
             heap = self._waiting[kind]
             heappop(heap)
             self._set(kind, heap)
@@ -140,10 +155,14 @@ class PoolLine(Generic[Name]):
         if ask.ttft_left_s is not None:
             ask = replace(ask, ttft_left_s=left_s)
         is_behind = waiting.gave_way and not all(kind[0] for kind in self._waiting)
-        index = None if is_behind else find_room(self._replicas, ask, now, self._fill.limits)
+        index = (
+            None
+            if is_behind
+            else find_room(self._replicas, ask, now, self._fill.limits, self._homes)
+        )
         if index is not None:
             return index, False
-        index = least_loaded(self._replicas, ask)
+        index = least_loaded(self._replicas, ask, self._homes)
         if _is_overfull(self._replicas[index].accelerator, ask.variant):
             return index, False
         soonest_s = min(each.backlog_s + each.prefill_s(ask) for each in self._replicas)
@@ -160,6 +179,13 @@ class PoolLine(Generic[Name]):
         ]
         longest = max(able, default=None)
         return longest[2] if longest and longest[0] >= GIVES_WAY * seconds(ask) else None
+
+    def _is_lost(self, waiting: _Waiting[Name], index: int, now: float) -> bool:
+        """Return True if one's first token would be late on a replica, and its answer not yet."""
+        if waiting.ask.ttft_left_s is None or waiting.late_at <= waiting.due_at:
+            return False
+        replica = self._replicas[index]
+        return now + replica.backlog_s + replica.prefill_s(waiting.ask) > waiting.due_at
 
     def _let_give_way(self, waiting: _Waiting[Name]) -> None:
         self.leave(waiting.name)

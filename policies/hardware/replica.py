@@ -1,13 +1,12 @@
-"""A replica of a pool, and the choice among a pool's replicas."""
+"""A replica of a pool, and what it can take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
 from policies.hardware.accelerator import Accelerator, VariantLimits
-from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS, SHORT_CHUNK_TOKENS
 from policies.hardware.iteration import Event, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.prompts import WaitingPrompts
@@ -27,24 +26,24 @@ KEPT_TPOT_PREFILL_SHARE_MAX = 0.8
 
 
 class FillLimits(NamedTuple):
-    """The fill up to which a replica takes a request: shares of SLOs, and of its time."""
+    """The fill up to which a replica takes a request: shares of SLOs, and of its time.
+
+    Where chunks keep the TPOT of what decodes, prompts may take all of its time while fewer than
+    ``ahead_s`` seconds of them wait there.
+    """
 
     tpot_share: float
     ttft_share: float
     prefill_share_max: float
+    ahead_s: float = 0.0
 
 
 USUAL = FillLimits(TPOT_SHARE, TTFT_SHARE, PREFILL_SHARE_MAX)
-# What is tried in turn where no replica has the room of the one before. By replays of the busiest
-# 40 s of the open trace at rate 10, on 13 to 15 rented replicas: with these two fewer miss by half.
-LESS_ROOM = (FillLimits(0.8, 0.7, 0.8), FillLimits(0.95, 0.95, 0.95))
 # The same where the replica keeps that share of a request's prompt.
 KEPT_SHARE, KEPT_PREFILL_SHARE_MAX = 0.5, 0.9
 # What gives way first was not used for the longest time: so much of the usual chance it has left
 # to be used again. By backtests of agents' and of Mooncake's sessions.
 OLDEST_USED_SHARE = 0.25
-# Replicas that have space for a session and are weighed against the one that work would gather on.
-SPACES = 2
 # A decode step of one sequence alone streams all weights; of that, what one pays that joins a
 # replica of another variant, which would be busy anyway, or others of its own, who share it.
 SHARED_STREAM = 0.5
@@ -155,6 +154,10 @@ class Replica:
         self._tpot_of.pop(job.id, None)
         self.accelerator.no_longer_expect(job, now)
 
+    def step_s(self, variant: str, sequences: int = 1, context_tokens: int = 0) -> float:
+        """Return the time of a decode step of so many sequences of a variant."""
+        return self._prompts[variant].roofline.step_s(sequences, context_tokens)
+
     def cached_tokens(self, variant: str, session: str | None) -> int:
         """Return the number of a session's tokens that the replica still has."""
         if self.prefixes is None or session is None:
@@ -193,7 +196,8 @@ class Replica:
 
         Of each SLO no more than the share in ``limits`` may be used up. Prompts that take much
         of the time keep away what would decode beside them, but for what computes little of its own
-        here. Where even a step beside a whole chunk keeps every TPOT, they may take all of it.
+        here. Where even a step beside a whole chunk keeps every TPOT, they may take all of it; and
+        with ``ahead_s``, where steps beside short chunks do, which is what the replica then takes.
         """
         accelerator = self.accelerator
         if accelerator.is_idle:
@@ -208,9 +212,12 @@ class Replica:
             busy_s = self._recent_prefill_s(now) + self.backlog_s
             share = busy_s / PREFILL_MEMORY_S
             share_max = max(limits.prefill_share_max, self._share_max)
+            limit_s = limits.tpot_share * min(limits_s)
+            is_soon = self._share_max > 0 and self.backlog_s < limits.ahead_s
+            if is_soon and round_s + self._short_chunks_s(ask) <= limit_s:
+                share = 0.0
             if self.cached_tokens(ask.variant, ask.session) >= KEPT_SHARE * ask.input_tokens:
                 share_max = max(share_max, KEPT_PREFILL_SHARE_MAX)
-            limit_s = limits.tpot_share * min(limits_s)
             if round_s + self._chunk_s(ask) > limit_s and (
                 share > share_max or round_s / (1.0 - share) > limit_s
             ):
@@ -261,6 +268,14 @@ class Replica:
             if name == ask.variant or self.accelerator.jobs_of(name)
         )
 
+    def _short_chunks_s(self, ask: Ask) -> float:
+        """Return the time of a short chunk of each variant with prompts, the request's included."""
+        return sum(
+            prompts.roofline.prefill_s(SHORT_CHUNK_TOKENS)
+            for name, prompts in self._prompts.items()
+            if name == ask.variant or self.accelerator.has_prompts(name)
+        )
+
     def prefill_s(self, ask: Ask) -> float:
         """Return the time of the request's own prompt, without what is kept of it."""
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
@@ -286,81 +301,3 @@ class Replica:
 
 def _computed_tokens(job: Job) -> int:
     return max(1, job.input_tokens - job.cached_tokens)
-
-
-def choose_replica(
-    replicas: Sequence[Replica], ask: Ask, now: float, usual: FillLimits = USUAL
-) -> int:
-    """Return the index of the replica that should serve a request now, with room for it or not."""
-    index = find_room(replicas, ask, now, usual)
-    return least_loaded(replicas, ask) if index is None else index
-
-
-def find_room(
-    replicas: Sequence[Replica], ask: Ask, now: float, usual: FillLimits = USUAL
-) -> int | None:
-    """Return the replica with room for a request, by its index; None if none has any.
-
-    Work gathers: a replica that decodes the variant already takes one more sequence for the price
-    of its own tokens, one that is busy with another streams that variant's weights as well, and an
-    idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
-    is chosen, then of the second, then an idle one. If a variant's sequences would fill a replica,
-    the idle one comes before the mixed one: on a replica shared by many variants, each step waits
-    for those of the others. If none can take the request, the same is tried with less room to spare
-    for what comes later.
-
-    A busy replica that has the session's keys and values comes before all. An idle one that has
-    them comes before company if the request adds less device time there: a long prefix is worth
-    more than what company saves, a short one isn't. The same holds for one with space for what the
-    session leaves, where the prefixes of others would have to give way to it.
-    """
-    same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
-    is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
-
-    def rank(index: int) -> tuple[int, bool, int, int]:
-        jobs = replicas[index].jobs
-        return (-same[index], is_much and jobs > 0, -jobs, index)
-
-    order = sorted(range(len(replicas)), key=rank)
-    keeps = [i for i in order if replicas[i].cached_tokens(ask.variant, ask.session)]
-    keeps = [index for index in keeps if replicas[index].can_take(ask, now, usual)]
-    busy = next((index for index in keeps if replicas[index].jobs), None)
-    if busy is not None:
-        return busy
-    best = next((index for index in order if replicas[index].can_take(ask, now, usual)), None)
-    if best is not None:
-        if ask.session is not None and replicas[best].displaced_s(ask):
-            keeps += _with_space(replicas, order, ask, now, usual)
-        return min([best, *keeps], key=lambda i: replicas[i].price_s(ask)) if keeps else best
-    for less in LESS_ROOM:
-        limits = FillLimits(*map(max, usual, less))
-        best = next((i for i in order if replicas[i].can_take(ask, now, limits)), None)
-        if best is not None:
-            return best
-    return None
-
-
-def least_loaded(replicas: Sequence[Replica], ask: Ask) -> int:
-    """Return the index of the replica with the least prompts to compute, where none has room.
-
-    Those that have the variant come first: to spread it would have all variants slow down each
-    other.
-    """
-    tokens = ask.input_tokens + ask.output_tokens
-
-    def load(index: int) -> tuple[bool, bool, float, int, int]:
-        replica = replicas[index]
-        has_room = replica.accelerator.has_room(ask.variant, tokens)
-        is_other = not replica.accelerator.jobs_of(ask.variant)
-        return (not has_room, is_other, replica.backlog_s, replica.jobs, index)
-
-    return min(range(len(replicas)), key=load)
-
-
-def _with_space(
-    replicas: Sequence[Replica], order: Sequence[int], ask: Ask, now: float, usual: FillLimits
-) -> list[int]:
-    """Return the first replicas that can take the request and have space for what it leaves."""
-    spacious = (index for index in order if not replicas[index].displaced_s(ask))
-    able = (index for index in spacious if replicas[index].can_take(ask, now, usual))
-    return list(islice(able, SPACES))

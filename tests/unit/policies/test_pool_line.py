@@ -11,7 +11,8 @@ from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import GIVES_WAY, KEPT_S, RECHECK_S, PoolLine
-from policies.hardware.replica import Ask, Replica, find_room
+from policies.hardware.replica import Ask, Replica
+from policies.hardware.replica_choice import find_room
 
 VARIANTS = {
     "llama": VariantLimits(LLAMA_8B, max_batch=4),
@@ -76,6 +77,7 @@ class Driven:
                 assert name not in self.started
                 self.started[name] = self.now
                 self._begin(name, waiter.ask, index)
+        self._see_who_gave_way()
 
     def _see_who_gave_way(self) -> None:
         late = {e.name: e.due_at for k, heap in self.line._waiting.items() if k[0] for e in heap}
@@ -157,7 +159,7 @@ def test_what_has_no_ttft_or_none_left_waits_for_nobody() -> None:
     pool = blocked()
     assert pool.join(chat(ttft_s=None)) in pool.started
     assert pool.join(chat(ttft_s=0.9 * KEPT_S)) in pool.started
-    assert pool.join(chat(ttft_s=-1.0)) in pool.started
+    assert pool.join(replace(chat(ttft_s=-1.0), answer_left_s=0.0)) in pool.started
     assert not pool.line
 
 
@@ -288,6 +290,28 @@ def test_the_longest_gives_way_one_for_each_that_has_no_time_left() -> None:
     pool.join(chat(ttft_s=1.0))
     pool.go_to(3.0)
     assert [each.name for each in pool.waiting if each.gave_way] == names[1:]
+
+
+def test_one_that_would_be_late_itself_gives_way_until_its_deadline_needs_it() -> None:
+    pool = blocked()
+    lost = pool.join(far(500, -1.0, 100.0))
+    in_time = pool.join(chat())
+    pool.go_to(10.0)
+    assert pool.first_token[in_time] <= 0.1 + TTFT_S
+    assert lost not in pool.started
+    pool.go_to(100.0)
+    latest_s = 0.1 + 100.0 - 100 * 50 * STEP_S - KEPT_S - LLAMA_8B.prefill_s(500)
+    assert latest_s <= pool.started[lost] <= latest_s + RECHECK_S + STEP_S
+
+
+def test_one_that_would_be_late_itself_begins_when_there_is_room() -> None:
+    pool = Driven()
+    pool.run(Ask("llama", 500, 300, tpot_s=STEP_S))
+    pool.go_to(0.1)
+    lost = pool.join(far(500, -1.0, 100.0))
+    pool.go_to(50.0)
+    ended_s = LLAMA_8B.prefill_s(500) + LLAMA_8B.decode_s(300, 1, 500)
+    assert pool.started[lost] == pytest.approx(ended_s, abs=RECHECK_S)
 
 
 def test_one_that_gave_way_begins_when_there_is_room_and_nobody_else_waits() -> None:

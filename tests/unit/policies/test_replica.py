@@ -11,15 +11,14 @@ from policies.hardware.iteration import Job
 from policies.hardware.pool_fill import FULL
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import (
-    LESS_ROOM,
     PREFILL_MEMORY_S,
     TPOT_SHARE,
     USUAL,
     Ask,
     FillLimits,
     Replica,
-    choose_replica,
 )
+from policies.hardware.replica_choice import LESS_ROOM, choose_replica
 from policies.hardware.roofline import Roofline
 
 ROOFLINE = Roofline(

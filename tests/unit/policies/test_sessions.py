@@ -14,7 +14,8 @@ from policies.fleet_state.view import FleetView
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import Job
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.hardware.replica import Ask, Replica
+from policies.hardware.replica_choice import choose_replica
 from policies.learning.feedback import Experience
 from policies.learning.output_lengths import LengthLog
 from policies.placement.inputs import Inputs

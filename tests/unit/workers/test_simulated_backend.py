@@ -15,11 +15,11 @@ from simulation.loop import VirtualLoop
 from stream_cases import request, soon
 
 from policies import Option
-from policies.hardware import pool_fill
-from policies.hardware.replica import USUAL, FillLimits, choose_replica
+from policies.hardware import pool_fill, pool_line
+from policies.hardware.replica import USUAL, FillLimits
+from policies.hardware.replica_choice import choose_replica
 from streams.engine.clock import SystemClock
 from workers.backends.base import INPUTS_MAX, Call, CallError, Outcome
-from workers.backends.simulated import backend as simulated
 from workers.backends.simulated.backend import SimulatedBackend
 from workers.backends.simulated.responses import (
     EMBEDDING_DIMENSIONS,
@@ -467,11 +467,11 @@ async def test_replicas_are_filled_further_where_requests_keep_their_slo_and_les
 ) -> None:
     filled_to: list[FillLimits] = []
 
-    def chosen(replicas: Any, ask: Any, now: float, limits: FillLimits) -> int:
+    def chosen(replicas: Any, ask: Any, now: float, limits: FillLimits, homes: Any) -> int:
         filled_to.append(limits)
-        return choose_replica(replicas, ask, now, limits)
+        return choose_replica(replicas, ask, now, limits, homes)
 
-    monkeypatch.setattr(simulated, "choose_replica", chosen)
+    monkeypatch.setattr(pool_line, "choose_replica", chosen)
     monkeypatch.setattr(pool_fill, "MISS_STEP", 1.0)
     monkeypatch.setattr(pool_fill, "MISSED_MAX", 1.0)
     backend = await start()

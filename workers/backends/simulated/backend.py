@@ -22,7 +22,7 @@ from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask, choose_replica
+from policies.hardware.replica import Ask
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.scoring.slo import kept
@@ -311,9 +311,7 @@ class SimulatedBackend:
         """Return the replica to run on; a batch is sized for one device, spreading costs more."""
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
-            limits = self._fill.limits
-            index = choose_replica(self._replicas, ask, self._model_now(), limits)
-            chosen = self._replicas[index]
+            chosen = self._replicas[self._line.choose(ask, self._model_now())]
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen
