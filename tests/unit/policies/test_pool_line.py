@@ -304,6 +304,18 @@ def test_one_that_would_be_late_itself_gives_way_until_its_deadline_needs_it() -
     assert latest_s <= pool.started[lost] <= latest_s + RECHECK_S + STEP_S
 
 
+def test_one_is_lost_whose_token_is_late_by_what_is_ahead_of_it() -> None:
+    pool = blocked()
+    for _ in range(2):
+        pool.run(Ask("llama", 30_000, 0))
+    backlog_s = pool.replicas[0].backlog_s
+    own_s = LLAMA_8B.prefill_s(500)
+    lost = pool.join(far(500, backlog_s + 0.9 * own_s, 100.0))
+    in_time = pool.join(far(500, backlog_s + 1.1 * own_s, 100.0))
+    assert lost not in pool.started
+    assert in_time in pool.started
+
+
 def test_one_that_would_be_late_itself_begins_when_there_is_room() -> None:
     pool = Driven()
     pool.run(Ask("llama", 500, 300, tpot_s=STEP_S))

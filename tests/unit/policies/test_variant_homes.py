@@ -185,7 +185,12 @@ def test_without_room_only_the_longest_stays_whatever_is_ahead_there() -> None:
     assert not set(of_large) & set(of_small)
     for index in of_large:
         replicas[index].submit(Job("ahead", "large", 50_000, 0), 4.0)
+    for index in of_small:
+        replicas[index].submit(Job("little", "large", 100, 0), 4.0)
     assert least_loaded(replicas, Ask("large", 100, 100), homes) in of_large
+    assert least_loaded(replicas, Ask("large", 100, 100)) in of_small
+    hasty = Ask("large", 100, 100, tpot_s=1e-9)
+    assert choose_replica(replicas, hasty, 4.0, homes=homes) in of_large
     for index in of_small:
         for number in range(3):
             replicas[index].submit(Job(f"ahead-{number}", "large", 50_000, 0), 4.0)
@@ -208,10 +213,9 @@ def test_a_line_shares_its_pool_out_by_what_joins_it() -> None:
     assert line.choose(Ask("small", 100, 100), 125.0) == 3
 
 
-def test_where_chunks_keep_each_tpot_few_prompts_ahead_may_take_all_the_time() -> None:
-    replica = Replica(VARIANTS, keeps_tpot=True)
-    step_s, short_s = LARGE.step_s(2, 2_000), LARGE.prefill_s(SHORT_CHUNK_TOKENS)
-    tpot_s = 1.2 * (step_s + short_s)
+def busy_with_prompts(tpot_s: float, *, keeps_tpot: bool) -> tuple[Replica, float]:
+    """Return a replica that has computed prompts for 3 s beside a long reply, and when."""
+    replica = Replica(VARIANTS, keeps_tpot=keeps_tpot)
     replica.submit(Job("long", "large", 100, 100_000, tpot_s=tpot_s), 0.0)
     replica.advance(1.0)
     for number in range(20):
@@ -220,14 +224,43 @@ def test_where_chunks_keep_each_tpot_few_prompts_ahead_may_take_all_the_time() -
     while replica.backlog_s:
         now += 0.05
         replica.advance(now)
+    return replica, now
+
+
+def test_where_chunks_keep_each_tpot_few_prompts_ahead_may_take_all_the_time() -> None:
+    step_s, short_s = LARGE.step_s(2, 2_000), LARGE.prefill_s(SHORT_CHUNK_TOKENS)
+    tpot_s = 1.2 * (step_s + short_s)
+    replica, now = busy_with_prompts(tpot_s, keeps_tpot=True)
     shares = FillLimits(0.95, 0.95, 0.95)
     soon = shares._replace(ahead_s=0.1)
     another = Ask("large", 1_000, 100, 100.0, tpot_s)
     assert not replica.can_take(another, now, shares), "prompts took all of the last seconds"
     assert replica.can_take(another, now, soon)
     assert find_room([replica], another, now) == 0
+    server, at = busy_with_prompts(tpot_s, keeps_tpot=False)
+    assert not server.can_take(another, at, soon), "its chunks don't"
     tight = replace(another, tpot_s=0.9 * short_s)
     assert not replica.can_take(tight, now, soon), "not even short chunks keep it"
+    replica.submit(Job("other", "middle", 100, 1), now)
+    assert replica.backlog_s < 0.1
+    assert not replica.can_take(another, now, soon), "nor with one of another variant between"
     replica.submit(Job("ahead", "large", 4_000, 1), now)
     assert replica.backlog_s > 0.1
     assert not replica.can_take(another, now, soon), "it would wait behind what is ahead"
+
+
+@pytest.mark.parametrize("times", [0.97, 1.03])
+def test_each_variant_with_prompts_takes_a_short_chunk_of_a_round(times: float) -> None:
+    soon = FillLimits(1.0, 1.0, 0.95, ahead_s=0.1)
+    chunks_s = sum(each.prefill_s(SHORT_CHUNK_TOKENS) for each in (LARGE, MIDDLE))
+
+    def beside_another(tpot_s: float) -> tuple[Replica, float]:
+        replica, now = busy_with_prompts(tpot_s, keeps_tpot=True)
+        replica.submit(Job("other", "middle", 100, 1), now)
+        assert 0.0 < replica.backlog_s < 0.1
+        return replica, now
+
+    round_s = beside_another(1.0)[0].accelerator.round_s("large", 1_000)
+    tpot_s = times * (round_s + chunks_s)
+    replica, now = beside_another(tpot_s)
+    assert replica.can_take(Ask("large", 1_000, 100, 100.0, tpot_s), now, soon) == (times > 1.0)
