@@ -36,7 +36,7 @@ class RequestPublisher:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
-        self._closing: dict[asyncio.Task[None], AIOKafkaProducer] = {}
+        self._closing: dict[asyncio.Task[bool], AIOKafkaProducer] = {}
 
     async def start(self) -> None:
         """Connect.
@@ -92,7 +92,7 @@ class RequestPublisher:
             return
         self._producer = None
         # Until then those who have given it a record wait for that, or have given up.
-        closing = asyncio.create_task(_closed(failed))
+        closing = asyncio.create_task(close_producer(failed, PUBLISH_S_MAX))
         self._closing[closing] = failed
         closing.add_done_callback(self._closing.pop)
 
@@ -107,7 +107,3 @@ class RequestPublisher:
             await let_go(failed)
         if producer is not None:
             await close_producer(producer, CLOSE_S_MAX)
-
-
-async def _closed(producer: AIOKafkaProducer) -> None:
-    await close_producer(producer, PUBLISH_S_MAX)
