@@ -18,7 +18,7 @@ from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask
+from policies.hardware.replica import Ask, due_left_s
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
@@ -158,9 +158,7 @@ class ModelPool:
 
     def migrate(self, now: float) -> list[int]:
         """Let replies leave for other replicas, and return the replicas that they leave."""
-        if self._migration is None:
-            return []
-        return sorted(self._migration.look(now * self._time_scale))
+        return sorted(self._migration.look(now * self._time_scale)) if self._migration else []
 
     def look_at(self, now: float) -> float | None:
         """Return when to ask `start` and `migrate` again, whatever ends; None: not until then."""
@@ -183,15 +181,16 @@ class ModelPool:
     def _begin(self, attempt: Try, index: int, now: float) -> None:
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
         model_now = now * self._time_scale
-        attempt.replica = index
+        attempt.replica, attempt.began_at = index, now
         replica = self.replicas[index]
-        attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
-        attempt.began_at = now
+        due_at = model_now + due_left_s(profile, now) * self._time_scale
+        attempt.ahead_s = replica.ahead_s(due_at)
+        attempt.others_s = self._others_s(index, option.variant)
         attempt.mark = self._shares[index][option.variant].begin(model_now, profile.answers)
         output_tokens = outcome.reply_tokens
         if profile.answers > 1:
-            answers = Answers.of(replace(profile, output_tokens=output_tokens))
-            outcome.rounds = answers.rounds(option)
+            all_replies = replace(profile, output_tokens=output_tokens)
+            outcome.rounds = Answers.of(all_replies).rounds(option)
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
             output_tokens = round(output_tokens * self._draw())
@@ -209,9 +208,9 @@ class ModelPool:
             outcome.cached_tokens,
             priority=0 if attempt.path == "direct" else 1,
             tpot_s=None if profile.tpot_s is None else profile.tpot_s * self._time_scale,
+            due_at=due_at,
         )
-        counts = profile.prompts, profile.replies
-        replica.submit_answers(job, *counts, model_now, profile.session)
+        replica.submit_answers(job, profile.prompts, profile.replies, model_now, profile.session)
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
         """Yield the tries that ended on a replica up to ``now``."""

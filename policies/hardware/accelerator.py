@@ -46,7 +46,8 @@ class Accelerator(ReplicaLoad):
     is admitted when a chunk can begin, in order of (priority, arrival), while its variant runs
     fewer than `max_batch` sequences and its whole KV need, input and output, fits beside what is
     reserved. The variants share that memory, and none takes what the first waiting job of another
-    needs that came before.
+    needs that comes before. With `keeps_tpot` what is due first comes before what arrived first,
+    before what is left of a prompt under way too.
 
     The duration of an iteration is divided among its participants by tokens processed: each token
     passes through the same weights, which is most of the work. Contexts of unequal length are not
@@ -99,7 +100,7 @@ class Accelerator(ReplicaLoad):
         if job.id in self._jobs:
             raise ValueError(f"job {job.id!r} is already here: give each job its own id")
         lane = self._lane_of[job.variant]
-        state = JobState(job, lane, self._order)
+        state = JobState(job, lane, self._order, job.due_at if self._keeps_tpot else inf)
         self._order += 1
         if state.kv_bytes > self._kv_capacity_bytes:
             reason = (

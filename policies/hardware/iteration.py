@@ -28,7 +28,7 @@ class Job:
 
     Without output tokens (embeddings, classification) it is done when its prefill is. `tpot_s` is
     its SLO of the seconds from a token to the next, on average. `shared_tokens` of the prompt are
-    in memory that another job has.
+    in memory that another job has. `due_at` is when its first token is due.
     """
 
     id: str
@@ -39,6 +39,7 @@ class Job:
     priority: int = 0
     tpot_s: float | None = None
     shared_tokens: int = 0
+    due_at: float = inf
 
     def __post_init__(self) -> None:
         if self.input_tokens < 1 or self.output_tokens < 0:
@@ -114,6 +115,10 @@ class Refused:
 Event = FirstToken | Completion | Cancelled | Moved | Refused
 
 
+Key = tuple[int, float, int]
+"""Which job goes first: by priority, when it is due, and order of arrival."""
+
+
 class JobState:
     """An unfinished job: waiting, in prefill, or decoding."""
 
@@ -133,10 +138,10 @@ class JobState:
         "step_due_s",
     )
 
-    def __init__(self, job: Job, lane: "VariantQueue", order: int) -> None:
+    def __init__(self, job: Job, lane: "VariantQueue", order: int, due_at: float = inf) -> None:
         self.job = job
         self.lane = lane
-        self.key = (job.priority, order)
+        self.key: Key = (job.priority, due_at, order)
         self.reserved_tokens = job.input_tokens + job.output_tokens - job.shared_tokens
         self.kv_bytes = self.reserved_tokens * lane.roofline.kv_bytes_per_token
         # The last prompt token is always computed: its pass yields the first output token.
@@ -180,7 +185,7 @@ class VariantQueue:
     index: int
     roofline: Roofline
     max_batch: int
-    queue: list[tuple[tuple[int, int], JobState]] = field(default_factory=list)  # heap by key
+    queue: list[tuple[Key, JobState]] = field(default_factory=list)  # heap by key
     prefilling: list[JobState] = field(default_factory=list)  # sorted by key
     decoding: list[tuple[int, int, JobState]] = field(default_factory=list)  # heap by finish step
     expected: dict[str, JobState] = field(default_factory=dict)  # by id: they decode elsewhere yet
@@ -289,7 +294,7 @@ class VariantQueue:
             state.due_from = state.first_token_at + tpot_s * (written_tokens - self.steps)
             state.step_due_s = tpot_s
         self.context_tokens += state.job.input_tokens + written_tokens
-        heappush(self.decoding, (state.finish_step, state.key[1], state))
+        heappush(self.decoding, (state.finish_step, state.key[2], state))
 
     def finish(self) -> Iterator[JobState]:
         """Remove the sequences that have decoded their last token."""

@@ -1,5 +1,6 @@
 """The line of a pool: requests that wait until a replica has room for them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
@@ -18,6 +19,9 @@ KEPT_S = 0.8
 # By how many times the prompt of one that gives way takes longer than that of the one which has no
 # time left. By replays of the whole trace with 3, 5, 6, 8 and 15.
 GIVES_WAY = 5.0
+# Of the prompts of a length, within a power of two, the share that may give way: else one class
+# would pay for all. By replays of the same trace with 0.02 to 0.04 and without.
+GIVE_WAY_SHARE = 0.03
 # Room comes with time as well, without an event of a replica.
 RECHECK_S = 0.05
 
@@ -53,10 +57,11 @@ class PoolLine(Generic[Name]):
     batches would go before it else. Those of one variant and TPOT don't overtake each other.
 
     One that starts without room is likely to miss its SLO, or to have another miss it. So where
-    another waits whose prompt takes `GIVES_WAY` times as long, that gives way to it: its TTFT is
-    given up, and it starts when nobody else waits, or when its deadline would not be met else. To
-    have the fewest late, drop the longest whenever one would be (Moore 1968). Where there is none,
-    one that would be late itself gives way: else it would only make others late. Times are seconds.
+    another waits whose prompt takes `GIVES_WAY` times as long, that gives way to it, unless many of
+    its length have: its TTFT is given up, and it starts when nobody else waits, or when its
+    deadline would not be met else. To have the fewest late, drop the longest whenever one would be
+    (Moore 1968). Where there is none, one that would be late itself gives way: else it would only
+    make others late. Times are seconds.
     """
 
     def __init__(self, replicas: Sequence[Replica], fill: PoolFill) -> None:
@@ -65,6 +70,8 @@ class PoolLine(Generic[Name]):
         self._fill = fill
         self._homes = VariantHomes(replicas)
         self._waiting: dict[Kind, list[_Waiting[Name]]] = {}
+        # By the bits of a prompt's tokens.
+        self._joined, self._gave_way = Counter[int](), Counter[int]()
         self._count = 0
 
     def __len__(self) -> int:
@@ -85,6 +92,7 @@ class PoolLine(Generic[Name]):
     def join(self, name: Name, ask: Ask, now: float) -> None:
         """Put a request in the line; one without a TTFT starts at the next `start`."""
         self._homes.note(ask, now)
+        self._joined[ask.input_tokens.bit_length()] += 1
         self._count += 1
         left_s = 0.0 if ask.ttft_left_s is None else ask.ttft_left_s
         decode_s = ask.output_tokens * (ask.tpot_s or 0.0)
@@ -93,6 +101,9 @@ class PoolLine(Generic[Name]):
 
     def choose(self, ask: Ask, now: float) -> int:
         """Return the replica that serves a request which does not wait in the line."""
+        if ask.ttft_left_s is not None:
+            left_s = ask.ttft_left_s if ask.ttft_left_s > 0 else ask.answer_left_s
+            ask = replace(ask, due_at=now + left_s)
         return choose_replica(self._replicas, ask, now, self._fill.limits, self._homes)
 
     def leave(self, name: Name) -> bool:
@@ -153,7 +164,7 @@ class PoolLine(Generic[Name]):
         """Return the replica on which one starts now, if any, and whether it lacks time alone."""
         ask, left_s = waiting.ask, waiting.due_at - now
         if ask.ttft_left_s is not None:
-            ask = replace(ask, ttft_left_s=left_s)
+            ask = replace(ask, ttft_left_s=left_s, due_at=waiting.due_at)
         is_behind = waiting.gave_way and not all(kind[0] for kind in self._waiting)
         index = (
             None
@@ -165,7 +176,7 @@ class PoolLine(Generic[Name]):
         index = least_loaded(self._replicas, ask, self._homes)
         if _is_overfull(self._replicas[index].accelerator, ask.variant):
             return index, False
-        soonest_s = min(each.backlog_s + each.prefill_s(ask) for each in self._replicas)
+        soonest_s = min(each.ahead_s(ask.due_at) + each.prefill_s(ask) for each in self._replicas)
         return (None, False) if left_s - soonest_s > KEPT_S else (index, True)
 
     def _dearest(self, ask: Ask) -> _Waiting[Name] | None:
@@ -175,19 +186,26 @@ class PoolLine(Generic[Name]):
             (seconds(each.ask), each.order, each)
             for heap in self._waiting.values()
             for each in heap
-            if each.late_at > each.due_at
+            if each.late_at > each.due_at and self._may_give_way(each.ask)
         ]
         longest = max(able, default=None)
         return longest[2] if longest and longest[0] >= GIVES_WAY * seconds(ask) else None
+
+    def _may_give_way(self, ask: Ask) -> bool:
+        length = ask.input_tokens.bit_length()
+        return self._gave_way[length] + 1 <= GIVE_WAY_SHARE * self._joined[length]
 
     def _is_lost(self, waiting: _Waiting[Name], index: int, now: float) -> bool:
         """Return True if one's first token would be late on a replica, and its answer not yet."""
         if waiting.ask.ttft_left_s is None or waiting.late_at <= waiting.due_at:
             return False
         replica = self._replicas[index]
-        return now + replica.backlog_s + replica.prefill_s(waiting.ask) > waiting.due_at
+        return (
+            now + replica.ahead_s(waiting.due_at) + replica.prefill_s(waiting.ask) > waiting.due_at
+        )
 
     def _let_give_way(self, waiting: _Waiting[Name]) -> None:
+        self._gave_way[waiting.ask.input_tokens.bit_length()] += 1
         self.leave(waiting.name)
         self._push(replace(waiting, due_at=waiting.late_at, gave_way=True))
 

@@ -9,7 +9,8 @@ from policies.hardware.accelerator import Accelerator, VariantLimits
 from policies.hardware.chunks import PREFILL_CHUNK_TOKENS, SHORT_CHUNK_TOKENS
 from policies.hardware.iteration import Event, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.prompts import WaitingPrompts
+from policies.hardware.prompts import PromptQueue
+from policies.hardware.roofline import Roofline
 from topics import Profile
 
 # Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
@@ -56,7 +57,8 @@ OWN_REPLICA_SHARE = 0.75
 class Ask:
     """A request's needs of a replica. Times in seconds, None if there is no such SLO.
 
-    ``answer_left_s`` is left until the deadline.
+    ``answer_left_s`` is left until the deadline. ``due_at`` is when its first token is due, by the
+    replicas' clock; `PoolLine` tells it.
     """
 
     variant: str
@@ -66,6 +68,7 @@ class Ask:
     tpot_s: float | None = None
     session: str | None = None
     answer_left_s: float = inf
+    due_at: float = inf
 
     @classmethod
     def of(
@@ -90,14 +93,25 @@ class Ask:
         )
 
 
+def due_left_s(profile: Profile, now: float) -> float:
+    """Return the seconds until a request's first token is due; inf: it has no TTFT.
+
+    Where none are left, its answer is due, by the deadline.
+    """
+    if profile.ttft_s is None:
+        return inf
+    first_at = profile.created_at + profile.ttft_s
+    return (first_at if first_at > now else profile.deadline) - now
+
+
 @dataclass(eq=False, slots=True, init=False)
 class Replica:
     """An accelerator with its scheduler's state of the jobs on it."""
 
     accelerator: Accelerator
     prefixes: PrefixCache | None
-    _prompts: dict[str, WaitingPrompts]
-    _waiting: dict[str, Job]
+    _rooflines: dict[str, Roofline]
+    _prompts: PromptQueue
     _tpot_of: dict[str, float]
     _share_max: float
     _prefilled_s: float
@@ -112,8 +126,8 @@ class Replica:
     ) -> None:
         self.accelerator = Accelerator(variants, keeps_tpot=keeps_tpot)
         self.prefixes = prefixes
-        self._prompts = {name: WaitingPrompts(limits.roofline) for name, limits in variants.items()}
-        self._waiting = {}
+        self._rooflines = {name: limits.roofline for name, limits in variants.items()}
+        self._prompts = PromptQueue(self._rooflines, is_by_due=keeps_tpot)
         self._tpot_of = {}
         self._share_max = KEPT_TPOT_PREFILL_SHARE_MAX if keeps_tpot else 0.0
         self._prefilled_s = 0.0
@@ -127,14 +141,17 @@ class Replica:
     @property
     def backlog_s(self) -> float:
         """Time of the prompts that have no first token yet, in seconds."""
-        return sum(prompts.seconds() for prompts in self._prompts.values()) if self._waiting else 0
+        return self._prompts.seconds
+
+    def ahead_s(self, due_at: float) -> float:
+        """Return the time of the prompts that are computed before one that is due then."""
+        return self._prompts.before_s(due_at)
 
     def submit(self, job: Job, now: float, session: str | None = None) -> None:
         """Queue a job; what is kept of its session is its own then."""
         if job.tpot_s is not None:
             self._tpot_of[job.id] = job.tpot_s
-        self._waiting[job.id] = job
-        self._prompts[job.variant].add(_computed_tokens(job))
+        self._prompts.add(job)
         self.accelerator.submit(job, now)
         if self.prefixes is not None:
             if session is not None:
@@ -156,7 +173,7 @@ class Replica:
 
     def step_s(self, variant: str, sequences: int = 1, context_tokens: int = 0) -> float:
         """Return the time of a decode step of so many sequences of a variant."""
-        return self._prompts[variant].roofline.step_s(sequences, context_tokens)
+        return self._rooflines[variant].step_s(sequences, context_tokens)
 
     def cached_tokens(self, variant: str, session: str | None) -> int:
         """Return the number of a session's tokens that the replica still has."""
@@ -167,7 +184,7 @@ class Replica:
     def keep(self, variant: str, session: str | None, tokens: int) -> None:
         """Keep the computed tokens of a session's finished job, as far as there is room."""
         if self.prefixes is not None and session is not None:
-            kv_bytes = tokens * self._prompts[variant].roofline.kv_bytes_per_token
+            kv_bytes = tokens * self._rooflines[variant].kv_bytes_per_token
             free_bytes = self.accelerator.kv_free_bytes
             self.prefixes.keep((session, variant), tokens, kv_bytes, free_bytes)
 
@@ -180,11 +197,10 @@ class Replica:
         """Return all events up to ``now`` that were not yet returned."""
         events = self.accelerator.advance(now)
         for event in events:
-            job = self._waiting.pop(event.id, None)
+            job = self._prompts.take(event.id)
             if job is not None:
-                prompts = self._prompts[job.variant]
-                prompts.add(_computed_tokens(job), -1)
-                spent_s = prompts.roofline.prefill_s(job.input_tokens, job.cached_tokens)
+                roofline = self._rooflines[job.variant]
+                spent_s = roofline.prefill_s(job.input_tokens, job.cached_tokens)
                 self._prefilled_s = self._recent_prefill_s(now) + spent_s
                 self._prefilled_at = now
             if not isinstance(event, FirstToken):
@@ -194,7 +210,8 @@ class Replica:
     def can_take(self, ask: Ask, now: float, limits: FillLimits = USUAL) -> bool:
         """Return True if the request and the running ones would meet their SLOs.
 
-        Of each SLO no more than the share in ``limits`` may be used up. Prompts that take much
+        Of each SLO no more than the share in ``limits`` may be used up, and prompts that are due
+        later keep their time. Prompts that take much
         of the time keep away what would decode beside them, but for what computes little of its own
         here. Where even a step beside a whole chunk keeps every TPOT, they may take all of it; and
         with ``ahead_s``, where steps beside short chunks do, which is what the replica then takes.
@@ -203,6 +220,8 @@ class Replica:
         if accelerator.is_idle:
             return True
         if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens):
+            return False
+        if not self._prompts.leaves_time(ask.due_at, self.prefill_s(ask), now):
             return False
         limits_s = [*self._tpot_of.values()]
         if ask.tpot_s is not None:
@@ -213,7 +232,7 @@ class Replica:
             share = busy_s / PREFILL_MEMORY_S
             share_max = max(limits.prefill_share_max, self._share_max)
             limit_s = limits.tpot_share * min(limits_s)
-            is_soon = self._share_max > 0 and self.backlog_s < limits.ahead_s
+            is_soon = self._share_max > 0 and self.ahead_s(ask.due_at) < limits.ahead_s
             if is_soon and round_s + self._short_chunks_s(ask) <= limit_s:
                 share = 0.0
             if self.cached_tokens(ask.variant, ask.session) >= KEPT_SHARE * ask.input_tokens:
@@ -228,7 +247,7 @@ class Replica:
 
     def price_s(self, ask: Ask) -> float:
         """Return the device time that a request adds, with what its memory displaces."""
-        accelerator, roofline = self.accelerator, self._prompts[ask.variant].roofline
+        accelerator, roofline = self.accelerator, self._rooflines[ask.variant]
         steps = max(0, ask.output_tokens - 1)
         context_tokens = ask.input_tokens + ask.output_tokens // 2
         alone_s = roofline.step_s(1, context_tokens)
@@ -246,7 +265,7 @@ class Replica:
         prefixes = self.prefixes
         if prefixes is None:
             return 0.0
-        roofline = self._prompts[ask.variant].roofline
+        roofline = self._rooflines[ask.variant]
         shared = self.cached_tokens(ask.variant, ask.session)
         needed = max(0, ask.input_tokens + ask.output_tokens - shared)
         over_bytes = needed * roofline.kv_bytes_per_token
@@ -256,40 +275,41 @@ class Replica:
             if over_bytes <= 0:
                 break
             share = min(1.0, over_bytes / kv_bytes)
-            lost_s += share * self._prompts[variant].roofline.prefill_s(tokens)
+            lost_s += share * self._rooflines[variant].prefill_s(tokens)
             over_bytes -= kv_bytes
         return lost_s * prefixes.used_share * OLDEST_USED_SHARE
 
     def _chunk_s(self, ask: Ask) -> float:
         """Return the longest time of a chunk of the request's variant or one that has jobs."""
         return max(
-            prompts.roofline.prefill_s(PREFILL_CHUNK_TOKENS)
-            for name, prompts in self._prompts.items()
+            roofline.prefill_s(PREFILL_CHUNK_TOKENS)
+            for name, roofline in self._rooflines.items()
             if name == ask.variant or self.accelerator.jobs_of(name)
         )
 
     def _short_chunks_s(self, ask: Ask) -> float:
         """Return the time of a short chunk of each variant with prompts, the request's included."""
         return sum(
-            prompts.roofline.prefill_s(SHORT_CHUNK_TOKENS)
-            for name, prompts in self._prompts.items()
+            roofline.prefill_s(SHORT_CHUNK_TOKENS)
+            for name, roofline in self._rooflines.items()
             if name == ask.variant or self.accelerator.has_prompts(name)
         )
 
     def prefill_s(self, ask: Ask) -> float:
         """Return the time of the request's own prompt, without what is kept of it."""
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
-        roofline = self._prompts[ask.variant].roofline
+        roofline = self._rooflines[ask.variant]
         return roofline.prefill_s(ask.input_tokens, max(0, cached))
 
     def _ttft_s(self, ask: Ask, round_s: float) -> float:
         """Return the time to the first token; each chunk waits for a turn of all lanes."""
-        own = self._prompts[ask.variant]
+        before = self._prompts.before(ask.due_at)
+        own = before[ask.variant]
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
         tokens = own.short_tokens + own.long_tokens + ask.input_tokens - max(0, cached)
         chunks = -(-tokens // PREFILL_CHUNK_TOKENS)
         total_s = chunks * round_s + own.seconds() + self.prefill_s(ask)
-        for prompts in self._prompts.values():
+        for prompts in before.values():
             if prompts is not own and (theirs := prompts.chunks()):
                 total_s += prompts.seconds() * min(1.0, chunks / theirs)
         return total_s
@@ -297,7 +317,3 @@ class Replica:
     def _recent_prefill_s(self, now: float) -> float:
         passed_s = max(0.0, now - self._prefilled_at)
         return self._prefilled_s * max(0.0, 1.0 - passed_s / PREFILL_MEMORY_S)
-
-
-def _computed_tokens(job: Job) -> int:
-    return max(1, job.input_tokens - job.cached_tokens)

@@ -109,7 +109,7 @@ def least_loaded(replicas: Sequence[Replica], ask: Ask, homes: VariantHomes | No
             is_other = not replica.accelerator.jobs_of(ask.variant)
         else:
             is_other = ask.variant == homes.longest and index not in own
-        return (not has_room, is_other, replica.backlog_s, replica.jobs, index)
+        return (not has_room, is_other, replica.ahead_s(ask.due_at), replica.jobs, index)
 
     return min(range(len(replicas)), key=load)
 

@@ -15,6 +15,7 @@ from policies.hardware.accelerator import (
     Refused,
     VariantLimits,
 )
+from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.roofline import Roofline
 
 
@@ -46,6 +47,30 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
         LLAMA_8B.prefill_s(1000) + LLAMA_8B.prefill_s(2000, 1000) + LLAMA_8B.prefill_s(2500, 2000)
     )
     assert completions(drain(accelerator))["a"].finished_at == pytest.approx(chunks_s)
+
+
+@pytest.mark.parametrize("by_due", [True, False])
+def test_what_is_due_first_overtakes_the_rest_of_a_long_prompt(by_due: bool) -> None:
+    accelerator = Accelerator({"llama": VariantLimits(LLAMA_8B, 8)}, keeps_tpot=by_due)
+    accelerator.submit(llama("long", 20_000, 1, due_at=20.0), 0.0)
+    accelerator.submit(llama("soon", 1_000, 1, due_at=1.5), 0.01)
+    accelerator.submit(llama("late", 1_000, 1, due_at=30.0), 0.01)
+    done = completions(drain(accelerator))
+    order = sorted(done, key=lambda name: done[name].first_token_at)
+    assert order == (["soon", "long", "late"] if by_due else ["long", "soon", "late"])
+    first_chunk_s = LLAMA_8B.prefill_s(PREFILL_CHUNK_TOKENS)
+    assert (done["soon"].started_at == first_chunk_s) is by_due
+
+
+def test_what_is_due_at_no_time_comes_after_what_is_due_and_before_a_lower_priority() -> None:
+    accelerator = Accelerator({"llama": VariantLimits(LLAMA_8B, 1)}, keeps_tpot=True)
+    accelerator.submit(llama("first", 100, 2), 0.0)
+    accelerator.submit(llama("low", 100, 1, priority=1, due_at=0.1), 0.0)
+    accelerator.submit(llama("never", 100, 1), 0.0)
+    accelerator.submit(llama("due", 100, 1, due_at=9.0), 0.0)
+    done = completions(drain(accelerator))
+    order = sorted(done, key=lambda name: done[name].first_token_at)
+    assert order == ["due", "first", "never", "low"]
 
 
 def two_prompts_beside_a_reply(tpot_s: float, steps: int) -> tuple[Accelerator, float]:

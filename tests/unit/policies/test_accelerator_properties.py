@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 import pytest
 from accelerator_cases import VARIANTS, completions, drain
@@ -68,6 +69,7 @@ def traces(draw: st.DrawFn, *, cancels: bool = False) -> list[Arrival]:
             cached_tokens=draw(st.sampled_from([0, prompt // 2, prompt])),
             priority=draw(st.integers(0, 1)),
             tpot_s=draw(st.sampled_from(tpots_s)),
+            due_at=at + draw(st.sampled_from([inf, 0.05, 0.5, 5.0])),
         )
         cancel = draw(st.none() | st.floats(0, 3)) if cancels else None
         arrivals.append(Arrival(at, job, None if cancel is None else at + cancel))
@@ -159,16 +161,21 @@ def test_batch_and_memory_limits_hold_after_every_iteration(arrivals: list[Arriv
 
 @unhurried
 @given(traces())
-def test_admission_follows_priority_then_arrival(arrivals: list[Arrival]) -> None:
+def test_admission_follows_priority_then_what_is_due_then_arrival(arrivals: list[Arrival]) -> None:
     done = completions(play(KeepingAccelerator(), arrivals))
     admitted = [
-        (arrival.job.variant, arrival.job.priority, index, arrival.at, done[arrival.job.id])
+        (
+            arrival.job.variant,
+            (arrival.job.priority, arrival.job.due_at, index),
+            arrival.at,
+            done[arrival.job.id],
+        )
         for index, arrival in enumerate(arrivals)
         if arrival.job.id in done
     ]
-    for variant, priority, index, at, times in admitted:
-        for other_variant, other_priority, other_index, _, other_times in admitted:
-            if variant == other_variant and (priority, index) < (other_priority, other_index):
+    for variant, rank, at, times in admitted:
+        for other_variant, other_rank, _, other_times in admitted:
+            if variant == other_variant and rank < other_rank:
                 # Who ranks first is not overtaken by one that began after it had come.
                 assert times.started_at <= other_times.started_at or other_times.started_at < at
 
@@ -218,5 +225,5 @@ def test_a_short_reply_keeps_a_tpot_of_a_round_of_short_chunks(seed: int) -> Non
 @unhurried
 @given(traces(cancels=True))
 def test_without_a_tpot_chunks_are_whole(arrivals: list[Arrival]) -> None:
-    free = [replace(each, job=replace(each.job, tpot_s=None)) for each in arrivals]
+    free = [replace(each, job=replace(each.job, tpot_s=None, due_at=inf)) for each in arrivals]
     assert play(KeepingAccelerator(), free) == play(Accelerator(VARIANTS), arrivals)

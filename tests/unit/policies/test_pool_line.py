@@ -1,6 +1,7 @@
 """The line of a pool: who waits for a replica with room, in which order, and how long."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import pytest
 from accelerator_cases import LLAMA_8B, SMALL
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
-from policies.hardware.pool_line import GIVES_WAY, KEPT_S, RECHECK_S, PoolLine
+from policies.hardware.pool_line import GIVE_WAY_SHARE, GIVES_WAY, KEPT_S, RECHECK_S, PoolLine
 from policies.hardware.replica import Ask, Replica
 from policies.hardware.replica_choice import find_room
 
@@ -265,6 +266,13 @@ def far(tokens: int, ttft_s: float = 8.0, answer_s: float = 60.0) -> Ask:
     return replace(chat(tokens, ttft_s), answer_left_s=answer_s)
 
 
+@pytest.fixture
+def all_may_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let any of few prompts give way, which is a limit to the share of many."""
+    monkeypatch.setattr("policies.hardware.pool_line.GIVE_WAY_SHARE", 1.0)
+
+
+@pytest.mark.usefixtures("all_may_give_way")
 @pytest.mark.parametrize("times", [0.9, 1.1])
 def test_one_with_a_far_longer_prompt_gives_way_to_one_that_has_no_time_left(times: float) -> None:
     pool = blocked()
@@ -281,6 +289,7 @@ def test_one_with_a_far_longer_prompt_gives_way_to_one_that_has_no_time_left(tim
     assert latest_s <= pool.started[long] <= latest_s + RECHECK_S + STEP_S
 
 
+@pytest.mark.usefixtures("all_may_give_way")
 def test_the_longest_gives_way_one_for_each_that_has_no_time_left() -> None:
     pool = blocked()
     names = [pool.join(far(tokens, 6.0)) for tokens in (10_000, 12_000, 11_000)]
@@ -290,6 +299,19 @@ def test_the_longest_gives_way_one_for_each_that_has_no_time_left() -> None:
     pool.join(chat(ttft_s=1.0))
     pool.go_to(3.0)
     assert [each.name for each in pool.waiting if each.gave_way] == names[1:]
+
+
+def test_no_more_than_a_share_of_the_prompts_of_a_length_gives_way() -> None:
+    pool = blocked()
+    for _ in range(ceil(2 / GIVE_WAY_SHARE) - 3):
+        pool.leave(pool.join(far(10_000, 6.0)))
+    longer = pool.join(far(17_000, 6.0))
+    names = [pool.join(far(tokens, 6.0)) for tokens in (10_000, 12_000, 11_000)]
+    for _ in range(3):
+        pool.join(chat(ttft_s=1.0))
+    pool.go_to(2.0)
+    assert [each.name for each in pool.waiting if each.gave_way] == names[1:]
+    assert longer in {each.name for each in pool.waiting}, "of another length, and the only one"
 
 
 def test_one_that_would_be_late_itself_gives_way_until_its_deadline_needs_it() -> None:
@@ -360,6 +382,7 @@ def test_nobody_gives_way_to_one_for_which_there_is_room() -> None:
     assert [(each.name, each.gave_way) for each in pool.waiting] == [(long, False)]
 
 
+@pytest.mark.usefixtures("all_may_give_way")
 def test_one_that_gave_way_is_behind_all_others_whatever_room_there_is() -> None:
     pool = Driven()
     pool.run(Ask("llama", 500, 300, tpot_s=STEP_S))
@@ -406,7 +429,7 @@ def test_nobody_is_lost_nor_begins_twice_nor_waits_without_need(
         assert len(pool.line) == len(pool.waiting)
         pool.start()
         _nobody_waits_without_need(pool)
-    pool.go_to(pool.now + 5.0)
+    pool.go_to(pool.now + 6.0)
     assert not pool.line
     assert len(pool.started) + len(left) == pool.joined
 

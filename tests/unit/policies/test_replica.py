@@ -10,6 +10,7 @@ from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
 from policies.hardware.iteration import Job
 from policies.hardware.pool_fill import FULL
 from policies.hardware.prefix_cache import PrefixCache
+from policies.hardware.prompts import DUE_SHARE
 from policies.hardware.replica import (
     PREFILL_MEMORY_S,
     TPOT_SHARE,
@@ -125,6 +126,45 @@ def test_a_device_busy_with_prompts_takes_no_more_decoding_until_they_are_past()
     later = 2.5 * PREFILL_MEMORY_S
     replicas[0].advance(later)
     assert choose_replica(replicas, ask(tpot_s=tpot_s), later) == 0
+
+
+def test_prompts_that_are_due_later_are_not_ahead_where_what_is_due_first_goes_first() -> None:
+    long_s, short_s = ROOFLINE.prefill_s(20_000), ROOFLINE.prefill_s(1_000)
+    for by_due in (True, False):
+        replica = Replica(VARIANTS, keeps_tpot=by_due)
+        assert replica.ahead_s(5.0) == 0.0
+        replica.submit(Job("long", "one", 20_000, 1, due_at=20.0), 0.0)
+        replica.submit(Job("short", "two", 1_000, 1, due_at=2.0), 0.0)
+        assert replica.backlog_s == replica.ahead_s(20.0) == pytest.approx(long_s + short_s)
+        few_s = short_s if by_due else long_s + short_s
+        assert replica.ahead_s(5.0) == pytest.approx(few_s)
+        assert replica.ahead_s(1.0) == pytest.approx(0.0 if by_due else few_s, abs=1e-12)
+
+
+def test_what_is_due_first_finds_room_while_later_prompts_keep_their_time() -> None:
+    asked = ask(tokens=4_000, ttft_left_s=1.0, due_at=1.0)
+    total_s = ROOFLINE.prefill_s(40_000) + ROOFLINE.prefill_s(4_000)
+    for part, has_room in ((1.02, True), (0.98, False)):
+        replica = Replica(VARIANTS, keeps_tpot=True)
+        due_at = part * total_s / DUE_SHARE
+        replica.submit(Job("long", "one", 40_000, 1, due_at=due_at), 0.0)
+        assert due_at > asked.due_at
+        assert replica.can_take(asked, 0.0) is has_room
+        server = Replica(VARIANTS)
+        server.submit(Job("long", "one", 40_000, 1, due_at=due_at), 0.0)
+        assert not server.can_take(asked, 0.0), "behind the long one"
+
+
+def test_the_time_of_each_later_prompt_counts_that_of_those_before_it() -> None:
+    replica = Replica(VARIANTS, keeps_tpot=True)
+    each_s, own_s = ROOFLINE.prefill_s(10_000), ROOFLINE.prefill_s(500)
+    for number, spare in enumerate((1.5, 1.5, 1.02)):
+        due_at = spare * ((number + 1) * each_s + own_s) / DUE_SHARE
+        replica.submit(Job(str(number), "one", 10_000, 1, due_at=due_at), 0.0)
+    asked = ask(ttft_left_s=0.1, due_at=0.1)
+    assert replica.can_take(asked, 0.0, FillLimits(0.9, 0.9, 0.9))
+    late_s = 0.03 * (3 * each_s + own_s) / DUE_SHARE
+    assert not replica.can_take(asked, late_s, FillLimits(0.9, 0.9, 0.9))
 
 
 def busy_with_prompts(

@@ -78,7 +78,10 @@ def test_a_call_begins_when_there_is_room_and_sooner_than_another_that_is_due_la
 
 
 @pytest.mark.parametrize("time_scale", [1.0, 4.0])
-def test_a_call_with_a_long_prompt_gives_way_until_its_deadline_needs_it(time_scale: float) -> None:
+def test_a_call_with_a_long_prompt_gives_way_until_its_deadline_needs_it(
+    monkeypatch: pytest.MonkeyPatch, time_scale: float
+) -> None:
+    monkeypatch.setattr("policies.hardware.pool_line.GIVE_WAY_SHARE", 1.0)
     answer_s = 9.0
 
     async def scenario(backend: SimulatedBackend) -> None:

@@ -22,7 +22,7 @@ from policies.hardware.migration import Migration
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import PoolLine, may_wait
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import Ask
+from policies.hardware.replica import Ask, due_left_s
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.scoring.slo import kept
@@ -294,14 +294,16 @@ class SimulatedBackend:
         cached = replica.cached_tokens(variant, session)
         cached = min(cached, prefix_tokens(call.request, run.input_tokens))
         tokens = run.input_tokens, run.output_tokens, cached
+        due_at = now + due_left_s(call.profile, self._clock.now()) * self._time_scale
         run.job = Job(
             run.name,
             variant,
             *tokens,
             priority=-call.urgency,
             tpot_s=self._in_model(call.profile.tpot_s),
+            due_at=due_at,
         )
-        run.ahead_s, run.others_s = replica.backlog_s, self._others_s(replica, variant)
+        run.ahead_s, run.others_s = replica.ahead_s(due_at), self._others_s(replica, variant)
         run.enter(replica, self._shares[self._replicas.index(replica)][variant], now)
         run.has_begun, run.began_at, self._runs[run.name] = True, now, run
         counts = call.profile.prompts, call.profile.replies
