@@ -1,7 +1,7 @@
 """The line of a pool: who waits for a replica with room, in which order, and how long."""
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import pytest
 from accelerator_cases import LLAMA_8B, SMALL
@@ -13,7 +13,7 @@ from policies.hardware.iteration import FirstToken, Job
 from policies.hardware.pool_fill import PoolFill
 from policies.hardware.pool_line import GIVE_WAY_SHARE, GIVES_WAY, KEPT_S, RECHECK_S, PoolLine
 from policies.hardware.replica import Ask, Replica
-from policies.hardware.replica_choice import find_room
+from policies.hardware.replica_choice import find_room, least_loaded
 
 VARIANTS = {
     "llama": VariantLimits(LLAMA_8B, max_batch=4),
@@ -34,8 +34,8 @@ class Waiter:
 class Driven:
     """A pool whose line is asked as a worker asks it, with a list of its own of who waits."""
 
-    def __init__(self, replicas: int = 1) -> None:
-        self.replicas = [Replica(VARIANTS) for _ in range(replicas)]
+    def __init__(self, replicas: int = 1, *, by_due: bool = False) -> None:
+        self.replicas = [Replica(VARIANTS, keeps_tpot=by_due) for _ in range(replicas)]
         self.fill = PoolFill()
         self.line: PoolLine[int] = PoolLine(self.replicas, self.fill)
         self.now = 0.0
@@ -43,6 +43,7 @@ class Driven:
         self.started: dict[int, float] = {}
         self.first_token: dict[int, float] = {}
         self.joined = 0
+        self.came: list[float] = []
         self.others = 0
 
     def run(self, ask: Ask, index: int = 0) -> None:
@@ -53,6 +54,7 @@ class Driven:
     def join(self, ask: Ask) -> int:
         name = self.joined
         self.joined += 1
+        self.came.append(self.now)
         self.waiting.append(Waiter(name, ask, self.now + (ask.ttft_left_s or 0.0)))
         self.line.join(name, ask, self.now)
         self.start()
@@ -104,7 +106,12 @@ class Driven:
 
     def _begin(self, name: int, ask: Ask, index: int) -> None:
         tokens = ask.input_tokens, ask.output_tokens
-        job = Job(str(name), ask.variant, *tokens, tpot_s=ask.tpot_s)
+        left_s = inf if ask.ttft_left_s is None else ask.ttft_left_s
+        if name >= 0:
+            # Of one that was in line, its first token was due so long after it came.
+            left_s += self.came[name] - self.now
+        due_at = self.now + (left_s if left_s > 0 else ask.answer_left_s)
+        job = Job(str(name), ask.variant, *tokens, tpot_s=ask.tpot_s, due_at=due_at)
         self.replicas[index].submit(job, self.now)
 
 
@@ -120,9 +127,9 @@ def chat(tokens: int = 500, ttft_s: float | None = TTFT_S, variant: str = "llama
     return Ask(variant, tokens, 100, ttft_s, 50 * STEP_S)
 
 
-def blocked() -> Driven:
+def blocked(*, by_due: bool = False) -> Driven:
     """Return a pool of one replica that decodes a long reply whose TPOT allows no company."""
-    pool = Driven()
+    pool = Driven(by_due=by_due)
     pool.run(Ask("llama", 500, 100_000, tpot_s=STEP_S))
     pool.go_to(0.1)
     return pool
@@ -143,6 +150,51 @@ def test_where_none_has_room_it_waits_until_its_time_is_nearly_up() -> None:
     latest_s = 0.1 + TTFT_S - KEPT_S - LLAMA_8B.prefill_s(4_000)
     assert latest_s <= pool.started[name] <= latest_s + RECHECK_S + STEP_S
     assert pool.first_token[name] <= 0.1 + TTFT_S
+
+
+# A prompt of two seconds and more, whose first token has time.
+LONG = Ask("llama", 60_000, 0, ttft_left_s=60.0)
+
+
+def test_a_request_goes_before_a_long_prompt_that_is_due_later() -> None:
+    assert LLAMA_8B.prefill_s(LONG.input_tokens) > TTFT_S
+    for by_due in (True, False):
+        pool = Driven(by_due=by_due)
+        pool.run(LONG)
+        name = pool.join(chat())
+        pool.go_to(60.0)
+        assert (pool.first_token[name] <= TTFT_S) is by_due
+
+
+def test_a_request_waits_as_long_as_if_a_long_prompt_that_is_due_later_were_not_there() -> None:
+    pool = blocked(by_due=True)
+    pool.run(LONG)
+    name = pool.join(replace(chat(tokens=4_000), answer_left_s=100.0))
+    pool.go_to(10.0)
+    latest_s = 0.1 + TTFT_S - KEPT_S - LLAMA_8B.prefill_s(4_000)
+    chunk_s = LLAMA_8B.prefill_s(LONG.input_tokens) / 10
+    assert latest_s <= pool.started[name] <= latest_s + RECHECK_S + chunk_s
+
+
+def test_a_request_without_room_goes_where_least_is_computed_before_it() -> None:
+    pool = Driven(2, by_due=True)
+    for index in range(2):
+        pool.run(Ask("llama", 500, 100_000, tpot_s=STEP_S), index)
+    pool.run(LONG, 0)
+    pool.run(Ask("llama", 5_000, 0, ttft_left_s=0.5), 1)
+    assert pool.replicas[0].backlog_s > pool.replicas[1].backlog_s
+    asked = replace(chat(ttft_s=1.0), due_at=1.0)
+    assert least_loaded(pool.replicas, asked) == 0
+    assert least_loaded(pool.replicas, replace(asked, due_at=90.0)) == 1
+
+
+def test_one_that_does_not_wait_in_the_line_goes_before_what_is_due_later_too() -> None:
+    pool = Driven(2, by_due=True)
+    pool.run(LONG, 0)
+    assert pool.line.choose(chat(), 0.0) == 0
+    lost = replace(chat(ttft_s=-1.0), answer_left_s=90.0)
+    assert pool.line.choose(lost, 0.0) == 1
+    assert Driven(2).line.choose(chat(), 0.0) == 0
 
 
 def test_it_begins_as_soon_as_there_is_room() -> None:
@@ -408,11 +460,11 @@ acts = st.tuples(st.sampled_from(["join", "join", "join", "leave", "pass"]), ask
 scripts = st.lists(acts, min_size=1, max_size=30)
 
 
-@given(st.integers(1, 3), scripts)
+@given(st.integers(1, 3), st.booleans(), scripts)
 def test_nobody_is_lost_nor_begins_twice_nor_waits_without_need(
-    replicas: int, script: list[tuple[str, Ask, int]]
+    replicas: int, by_due: bool, script: list[tuple[str, Ask, int]]
 ) -> None:
-    pool = Driven(replicas)
+    pool = Driven(replicas, by_due=by_due)
     left: set[int] = set()
     for act, ask, number in script:
         if act == "join":
@@ -440,8 +492,10 @@ def _nobody_waits_without_need(pool: Driven) -> None:
     for kind in {kind_of(each) for each in pool.waiting}:
         first = min((each for each in pool.waiting if kind_of(each) == kind), key=rank)
         left_s = first.due_at - pool.now
-        ask = replace(first.ask, ttft_left_s=left_s)
+        ask = replace(first.ask, ttft_left_s=left_s, due_at=first.due_at)
         assert first.ask.ttft_left_s is not None
         if is_anyones_turn or not first.gave_way:
             assert find_room(pool.replicas, ask, pool.now, pool.fill.limits) is None
-        assert left_s > KEPT_S + min(r.backlog_s + r.prefill_s(ask) for r in pool.replicas)
+        assert left_s > KEPT_S + min(
+            r.ahead_s(ask.due_at) + r.prefill_s(ask) for r in pool.replicas
+        )

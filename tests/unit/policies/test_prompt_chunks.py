@@ -36,6 +36,31 @@ def tpot_beside_prompts(keeps_tpot: bool, time_scale: float, tpot_s: float) -> f
 
 
 @pytest.mark.parametrize("time_scale", [1.0, 20.0])
+@pytest.mark.parametrize("by_due", [True, False])
+def test_what_is_due_first_is_computed_first_where_chunks_are_within_the_tpot(
+    by_due: bool, time_scale: float
+) -> None:
+    option = replace(OPTION, keeps_tpot=by_due, time_scale=time_scale)
+    pool = ModelPool([option], Reality(), random.Random(0).random)
+    profile = replace(make_profile(make_policy()), tpot_s=None, created_at=0.0, deadline=900.0)
+    tries = [
+        Try(ReplayOutcome(row, replace(profile, ttft_s=ttft_s), tokens, 1), option, "direct", None)
+        for row, (tokens, ttft_s) in enumerate([(20_000, 600.0), (300, 60.0)])
+    ]
+    for attempt in tries:
+        pool.submit(attempt, 0.0)
+        list(pool.start(0.0))
+    while (due_at := pool.due_at(0)) is not None:
+        list(pool.advance(0, due_at))
+    long, soon = (attempt.outcome.first_token_s for attempt in tries)
+    assert long is not None
+    assert soon is not None
+    assert (soon < long) is by_due
+    ahead_s = 0.0 if by_due else option.roofline.prefill_s(20_000)
+    assert tries[1].ahead_s == pytest.approx(ahead_s)
+
+
+@pytest.mark.parametrize("time_scale", [1.0, 20.0])
 def test_a_short_reply_keeps_its_tpot_where_chunks_are_within_it(time_scale: float) -> None:
     step = (1, 400)
     limit_s = 1.1 * OPTION.roofline.step_s(*step, prefill_tokens=SHORT_CHUNK_TOKENS)

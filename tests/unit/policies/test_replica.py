@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 
 import pytest
+from stream_cases import make_policy, make_profile
 
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.chunks import PREFILL_CHUNK_TOKENS
@@ -18,6 +20,7 @@ from policies.hardware.replica import (
     Ask,
     FillLimits,
     Replica,
+    due_left_s,
 )
 from policies.hardware.replica_choice import LESS_ROOM, choose_replica
 from policies.hardware.roofline import Roofline
@@ -153,6 +156,13 @@ def test_what_is_due_first_finds_room_while_later_prompts_keep_their_time() -> N
         server = Replica(VARIANTS)
         server.submit(Job("long", "one", 40_000, 1, due_at=due_at), 0.0)
         assert not server.can_take(asked, 0.0), "behind the long one"
+
+
+def test_a_first_token_is_due_by_its_slo_and_where_that_is_lost_by_the_deadline() -> None:
+    profile = replace(make_profile(make_policy()), created_at=10.0, deadline=40.0, ttft_s=2.0)
+    assert due_left_s(profile, 11.5) == 0.5
+    assert due_left_s(profile, 12.0) == 28.0
+    assert due_left_s(replace(profile, ttft_s=None), 11.5) == inf
 
 
 def test_the_time_of_each_later_prompt_counts_that_of_those_before_it() -> None:

@@ -209,6 +209,27 @@ def test_what_is_measured_of_a_call_leaves_its_wait_in_the_line_out() -> None:
     on_virtual_time(scenario)
 
 
+@pytest.mark.parametrize("time_scale", [1.0, 4.0])
+@pytest.mark.parametrize("by_due", [True, False])
+def test_what_is_due_first_is_computed_first_where_chunks_are_within_the_tpot(
+    by_due: bool, time_scale: float
+) -> None:
+    measured: list[Measured] = []
+
+    async def scenario(backend: SimulatedBackend) -> None:
+        backend._pace.learn = lambda *args: measured.append(args[2])  # type: ignore[method-assign]
+        call = make_call(id="long", hints={"input_tokens": 20_000, "output_tokens": 1})
+        profile = replace(chat("long").profile, prompts=1, ttft_s=60.0)
+        long = replace(call, profile=replace(profile, input_tokens=20_000, output_tokens=1))
+        done = await asyncio.gather(*begun(backend, long, chat("soon", 1, ttft_s=30.0)))
+        first_at, second_at = (outcome.finished_at for outcome in done)
+        assert (second_at < first_at) is by_due
+
+    on_virtual_time(scenario, time_scale=time_scale, keeps_tpot=by_due)
+    ahead_s = sorted(took.ahead_s for took in measured)
+    assert ahead_s == pytest.approx([0.0, 0.0 if by_due else SLOW.roofline.prefill_s(20_000)])
+
+
 def test_what_begins_together_knows_what_began_before_it() -> None:
     """Else all of a line would go to the replica that has room for one of them."""
 
