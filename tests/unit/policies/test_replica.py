@@ -168,10 +168,11 @@ def test_a_first_token_is_due_by_its_slo_and_where_that_is_lost_by_the_deadline(
 def test_the_time_of_each_later_prompt_counts_that_of_those_before_it() -> None:
     replica = Replica(VARIANTS, keeps_tpot=True)
     each_s, own_s = ROOFLINE.prefill_s(10_000), ROOFLINE.prefill_s(500)
-    for number, spare in enumerate((1.5, 1.5, 1.02)):
-        due_at = spare * ((number + 1) * each_s + own_s) / DUE_SHARE
+    replica.submit(Job("sooner", "one", 10_000, 1, due_at=0.05), 0.0)
+    for number, spare in enumerate((1.5, 1.02)):
+        due_at = spare * ((number + 2) * each_s + own_s) / DUE_SHARE
         replica.submit(Job(str(number), "one", 10_000, 1, due_at=due_at), 0.0)
-    asked = ask(ttft_left_s=0.1, due_at=0.1)
+    asked = ask(ttft_left_s=10.0, due_at=0.1)
     assert replica.can_take(asked, 0.0, FillLimits(0.9, 0.9, 0.9))
     late_s = 0.03 * (3 * each_s + own_s) / DUE_SHARE
     assert not replica.can_take(asked, late_s, FillLimits(0.9, 0.9, 0.9))
@@ -192,6 +193,17 @@ def busy_with_prompts(
     replica.submit(Job("running", running, 100, 200_000), 0.0)
     replica.advance(PREFILL_MEMORY_S)
     return replica
+
+
+def test_prompts_that_are_due_later_leave_all_of_the_time_to_what_short_chunks_let_in() -> None:
+    full = FillLimits(0.95, 0.95, 0.95, ahead_s=0.1)
+    replica = busy_with_prompts(keeps_tpot=True)
+    asked = ask(tpot_s=0.9 * CHUNK_S, due_at=PREFILL_MEMORY_S + 1.0)
+    assert replica.can_take(asked, PREFILL_MEMORY_S, full)
+    replica.submit(Job("long", "one", 20_000, 1, due_at=1_000.0), PREFILL_MEMORY_S)
+    assert replica.backlog_s > full.ahead_s
+    assert replica.can_take(asked, PREFILL_MEMORY_S, full)
+    assert not replica.can_take(replace(asked, due_at=2_000.0), PREFILL_MEMORY_S, full)
 
 
 @pytest.mark.parametrize("limits", [USUAL, FULL])

@@ -304,7 +304,7 @@ def test_a_fleet_is_judged_until_one_case_fails_and_in_none_that_takes_nothing()
     counts = {POOL: 1, "silicon-us": 2, "cpu-eu": 2}
     judge = Judge(Setting(sample(80), FLEET, POLICY, Reality()), Market(), 0.99, 0.95)
     borne: list[Case] = [("lpddr-eu",), (POOL,)]
-    failed: Case = ("silicon-us",)
+    failed: Case = ("silicon-us", POOL)
     with judging(judge) as processes:
         for cases in (borne, [*borne, failed]):
             search = FleetSearch(judge, cases, 60.0, lambda _: None)
