@@ -192,8 +192,12 @@ def test_one_that_does_not_wait_in_the_line_goes_before_what_is_due_later_too() 
     pool = Driven(2, by_due=True)
     pool.run(LONG, 0)
     assert pool.line.choose(chat(), 0.0) == 0
+    for index in range(2):
+        pool.run(Ask("llama", 500, 100_000, tpot_s=STEP_S), index)
+    pool.run(Ask("llama", 5_000, 0, ttft_left_s=0.5), 1)
+    assert pool.line.choose(chat(), 0.0) == 0
     lost = replace(chat(ttft_s=-1.0), answer_left_s=90.0)
-    assert pool.line.choose(lost, 0.0) == 1
+    assert pool.line.choose(lost, 0.0) == 1, "it comes after the long one"
     assert Driven(2).line.choose(chat(), 0.0) == 0
 
 

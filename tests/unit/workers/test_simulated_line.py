@@ -219,10 +219,13 @@ def test_what_is_due_first_is_computed_first_where_chunks_are_within_the_tpot(
     async def scenario(backend: SimulatedBackend) -> None:
         backend._pace.learn = lambda *args: measured.append(args[2])  # type: ignore[method-assign]
         call = make_call(id="long", hints={"input_tokens": 20_000, "output_tokens": 1})
-        profile = replace(chat("long").profile, prompts=1, ttft_s=60.0)
+        profile = replace(chat("long").profile, prompts=1, ttft_s=1.0)
         long = replace(call, profile=replace(profile, input_tokens=20_000, output_tokens=1))
-        done = await asyncio.gather(*begun(backend, long, chat("soon", 1, ttft_s=30.0)))
-        first_at, second_at = (outcome.finished_at for outcome in done)
+        tasks = begun(backend, long)
+        # The second comes later, by more than it is due sooner in seconds of the model.
+        await asyncio.sleep(0.02)
+        tasks += begun(backend, chat("soon", 1, ttft_s=0.97))
+        first_at, second_at = (outcome.finished_at for outcome in await asyncio.gather(*tasks))
         assert (second_at < first_at) is by_due
 
     on_virtual_time(scenario, time_scale=time_scale, keeps_tpot=by_due)
