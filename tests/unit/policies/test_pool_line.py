@@ -499,7 +499,8 @@ def _nobody_waits_without_need(pool: Driven) -> None:
         ask = replace(first.ask, ttft_left_s=left_s, due_at=first.due_at)
         assert first.ask.ttft_left_s is not None
         if is_anyones_turn or not first.gave_way:
-            assert find_room(pool.replicas, ask, pool.now, pool.fill.limits) is None
+            homes = pool.line._homes
+            assert find_room(pool.replicas, ask, pool.now, pool.fill.limits, homes) is None
         assert left_s > KEPT_S + min(
             r.ahead_s(ask.due_at) + r.prefill_s(ask) for r in pool.replicas
         )
