@@ -92,10 +92,11 @@ class PromptQueue:
             own_s: the time of its prompt.
             now: the time.
         """
-        work_s = None
-        for job in sorted(self._later(due_at), key=lambda job: (job.due_at, job.id)):
-            if work_s is None:
-                work_s = self.before_s(due_at) + own_s
+        later = sorted(self._later(due_at), key=lambda job: (job.due_at, job.id))
+        if not later:
+            return True
+        work_s = self.before_s(due_at) + own_s
+        for job in later:
             work_s += self._of[job.variant].roofline.prefill_s(computed_tokens(job))
             if work_s > DUE_SHARE * (job.due_at - now):
                 return False
