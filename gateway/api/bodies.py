@@ -11,7 +11,7 @@ _REQUIRED = {
     "embeddings": "input",
     "moderations": "input",
 }
-_REPLIED = _STREAMED = frozenset({"chat", "completions"})
+_REPLIED = frozenset({"chat", "completions"})
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _COUNTS = ("n", "best_of")
 _ENCODINGS = ("float", "base64")
@@ -97,7 +97,7 @@ def _check_stream(operation: str, body: dict[str, Any]) -> None:
     stream, options = body.get("stream"), body.get("stream_options")
     if stream is not None and not isinstance(stream, bool):
         raise wrong("stream", "is true or false", "invalid_type")
-    if stream and operation not in _STREAMED:
+    if stream and operation not in _REPLIED:
         raise wrong("stream", f"is not for {operation}: the answer comes in one piece")
     if options is not None and not isinstance(options, dict):
         raise wrong("stream_options", "is an object", "invalid_type")

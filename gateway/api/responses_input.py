@@ -6,7 +6,6 @@ from typing import Any
 from gateway.api.bodies import missing, wrong
 from gateway.http.errors import ApiError
 
-RESPONSES = "/v1/responses"
 CHAT = "/v1/chat/completions"
 
 # What needs a response that is kept, or is run by OpenAI itself; by field, what to do instead.

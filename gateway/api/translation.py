@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from gateway.api.bodies import check_body
 from gateway.api.fields import BODY_FIELD, wishes
-from gateway.api.responses_input import CHAT, RESPONSES, chat_body
+from gateway.api.responses_input import CHAT, chat_body
 from gateway.http.errors import ApiError
 from topics import InferenceRequest, duration_s, encode
 from topics.iso_time import time_told
+from topics.openai_api.operations import RESPONSES
 from topics.records.request import NO_DURATION, conversation_of
 from topics.wire.codec import describe
 

@@ -5,13 +5,15 @@ from typing import Any
 
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
 """The URLs of the operations that a pool may serve."""
+RESPONSES = "/v1/responses"
+"""The URL of the gateway alone: what it asks for is sent on as a chat."""
 
 _OF_CHATS = frozenset({"messages", "prompt"})
 _CHAT = "send the conversation to POST /v1/chat/completions"
 # By the beginning of the path.
 _INSTEAD = (
-    ("/v1/responses/", "no response is stored; GET /v1/requests/ID tells how one ended"),
-    ("/v1/responses", f"{_CHAT}, with `messages` in place of `input`"),
+    (f"{RESPONSES}/", "no response is stored; GET /v1/requests/ID tells how one ended"),
+    (RESPONSES, f"{_CHAT}, with `messages` in place of `input`"),
     ("/v1/chat/completions/", "no answer is stored; GET /v1/requests/ID tells how one ended"),
     ("/v1/conversations", _CHAT),
     ("/v1/chatkit", _CHAT),
@@ -35,6 +37,9 @@ _INSTEAD = (
 
 def instead_of(path: str) -> str | None:
     """Return what to do in place of a call that no pool serves; None for a path of nobody's API."""
+    plain = "/" + "/".join(part for part in path.split("/") if part)
+    if plain != path and plain in (*SERVED, RESPONSES):
+        return f"it is {plain}, without the other slashes"
     return next((told for start, told in _INSTEAD if path.startswith(start)), None)
 
 

@@ -11,11 +11,12 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.api.responses_events import ResponseEvents
-from gateway.api.responses_input import RESPONSES, chat_body
+from gateway.api.responses_input import chat_body
 from gateway.api.responses_output import response_answer
 from gateway.api.translation import Wanted, wanted
 from gateway.http.errors import ApiError
 from topics import Response, Result, Timing, Usage
+from topics.openai_api.operations import RESPONSES
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
