@@ -1,6 +1,6 @@
 """Operations of OpenAI-style APIs that no pool serves, and what to send instead."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
@@ -37,9 +37,17 @@ _INSTEAD = (
 
 def instead_of(path: str) -> str | None:
     """Return what to do in place of a call that no pool serves; None for a path of nobody's API."""
+    return _plainly(path, (*SERVED, RESPONSES)) or _of_another(path)
+
+
+def _plainly(path: str, urls: Sequence[str]) -> str | None:
+    """Return which of some URLs is meant by one with slashes too many; None: none of them."""
     plain = "/" + "/".join(part for part in path.split("/") if part)
-    if plain != path and plain in (*SERVED, RESPONSES):
-        return f"it is {plain}, without the other slashes"
+    is_meant = plain != path and plain in urls
+    return f"it is {plain}, without the other slashes" if is_meant else None
+
+
+def _of_another(path: str) -> str | None:
     return next((told for start, told in _INSTEAD if path.startswith(start)), None)
 
 
@@ -50,7 +58,8 @@ def unserved(url: str, body: Mapping[str, Any]) -> str | None:
     """
     if url not in SERVED:
         others = f"the url of a request is {', '.join(SERVED[:-1])} or {SERVED[-1]}"
-        return f"{url} is not served: {instead_of(url) or others}"
+        instead = _plainly(url, SERVED) or _of_another(url) or others
+        return f"{url} is not served: {instead}"
     if url == SERVED[0] and "input" in body and not _OF_CHATS & body.keys():
         return (
             "a body with `input` and no `messages` is no conversation: say its `url`,"

@@ -5,6 +5,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.http.middleware import as_api_error
+from topics.openai_api.operations import unserved
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,22 @@ def test_it_is_named_with_what_to_do(path: str, code: str, instead: str) -> None
     assert (error.status, error.code) == (404, code)
     assert f"POST {path}" in error.message
     assert instead in error.message
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [
+        ("/v1/chat/completions/", "it is /v1/chat/completions,"),
+        ("/v1//moderations", "it is /v1/moderations,"),
+        ("/v1/responses", "POST /v1/chat/completions"),
+        ("/v1/responses/", "GET /v1/requests/ID"),
+        ("/", "the url of a request is"),
+    ],
+)
+def test_a_published_request_with_such_a_url_is_told_what_a_topic_takes(
+    url: str, instead: str
+) -> None:
+    told = unserved(url, {})
+    assert told is not None
+    assert told.startswith(f"{url} is not served: ")
+    assert instead in told
