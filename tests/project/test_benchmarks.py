@@ -17,9 +17,13 @@ from benchmarks.cost_accounts import table as table_of_accounts
 from benchmarks.engine import routing, working
 from benchmarks.figures import Figure, compared, table
 from benchmarks.mooncake_trace import rows_of, without_prefix
+from benchmarks.plan_bound import in_parts
 from benchmarks.resource_usage import Used, cores, transaction_us
 from benchmarks.throughput import Hall
 from benchmarks.workload import MODEL, OTHER_MODEL, make_options
+from shunter.plan.capacity import Capacity, capacity
+from shunter.plan.market import Market, usd_per_hour
+from shunter.plan.span_work import Cut
 
 KEYS = {"name", "value", "reference", "ratio", "reach", "ok"}
 
@@ -79,6 +83,15 @@ def test_accounts_of_a_run_add_up_to_its_cost() -> None:
     prompts = sum(usd for key, usd in accounts.usd.items() if key[2] == PROMPTS)
     assert rows
     assert sums.startswith(f"| all | {prompts:.3f} |")
+
+
+def test_a_bound_in_parts_is_of_the_least_that_keeps_each_cut() -> None:
+    asked = setting(rows=1)
+    usd = usd_per_hour({"silicon-us": 1}, asked.fleet, Market())
+    cuts = Cut({"silicon-us": 2.0}, 3.0), Cut({"silicon-us": 1.0}, 1.2), Cut({"cpu-eu": 1.0}, -1.0)
+    assert in_parts(asked, Capacity({}, 0.0, 0, cuts)) == pytest.approx(1.5 * usd)
+    found = capacity(setting(rows=40), Market(), (), 5.0)
+    assert 0 < in_parts(asked, found) <= found.bound_usd_per_hour
 
 
 def test_the_table_tells_notes() -> None:
