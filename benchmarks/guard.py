@@ -4,7 +4,8 @@
     python -m benchmarks.guard --record   # writes benchmarks/recorded.json
 
 Both run in turn in one process and are timed by its processor time, so that other load on the
-machine slows both down alike. A ratio is the yardstick's time over ours: higher is better.
+machine slows both down alike. A ratio is the yardstick's time over ours: higher is better. Long
+texts have a yardstick of their own, since processors differ more in bytes than in objects.
 """
 
 import argparse
@@ -60,9 +61,23 @@ def yardstick() -> None:
         hashlib.sha256(raw).hexdigest()
 
 
+def text_yardstick(text: bytes) -> None:
+    """Do no more with so many long JSON texts than read them and write them again."""
+    for _ in range(POLL):
+        orjson.dumps(orjson.loads(text))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is guarded, of some milliseconds, and what it is measured by."""
+
+    run: Callable[[], object]
+    yardstick: Callable[[], object] = yardstick
+
+
 @contextmanager
-def works() -> Iterator[Mapping[str, Callable[[], object]]]:
-    """Yield the guarded works, each of some milliseconds."""
+def works() -> Iterator[Mapping[str, Work]]:
+    """Yield the guarded works by name."""
     few, many = Yard(make_options(is_mixed=True)), Yard()
     direct = records_of([request_value(n) for n in range(POLL)], few.catalogue.requests)
     waiting = [request_value(n, task="summarization", completion_window="1h") for n in range(POLL)]
@@ -74,28 +89,35 @@ def works() -> Iterator[Mapping[str, Callable[[], object]]]:
         report_all(yard.situation.view, yard.options)
         yard.route(records)
 
+    def read() -> None:
+        # One by one: for fifty at once the allocator asks the system for pages or doesn't, as what
+        # ran before has left its heap.
+        for _ in range(POLL):
+            parse_request(large, bytes_max=1 << 20)
+
     with closing(routing(POLL)) as router, closing(working(POLL)) as worker:
         yield {
-            "routed at once, 10 candidates": lambda: route(few, direct),
-            "held, 60 candidates": lambda: route(many, held),
-            "read, 100 KB": lambda: [parse_request(large, bytes_max=1 << 20) for _ in range(POLL)],
-            "held and released": lambda: filled.per_request_us(512),
-            "routed and committed, 10 candidates": router.run,
-            "a worker's requests": worker.run,
+            "routed at once, 10 candidates": Work(lambda: route(few, direct)),
+            "held, 60 candidates": Work(lambda: route(many, held)),
+            "read, 100 KB": Work(read, lambda: text_yardstick(large)),
+            "held and released": Work(lambda: filled.per_request_us(512)),
+            "routed and committed, 10 candidates": Work(router.run),
+            "a worker's requests": Work(worker.run),
         }
 
 
 def ratios() -> dict[str, float]:
     """Return the ratio of each, the median of rounds."""
-    with works() as work:
+    with works() as guarded:
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
-        found: dict[str, list[float]] = {name: [] for name in work}
+        found: dict[str, list[float]] = {name: [] for name in guarded}
         for _ in range(ROUNDS):
-            for name, run in work.items():
+            for name, work in guarded.items():
                 # The yardstick before and after, since a neighbour may come in between.
-                before, ours, after = (_time_s(each) for each in (yardstick, run, yardstick))
+                in_turn = (work.yardstick, work.run, work.yardstick)
+                before, ours, after = (_time_s(each) for each in in_turn)
                 found[name].append((before + after) / 2 / ours)
     return {name: statistics.median(each) for name, each in found.items()}
 
