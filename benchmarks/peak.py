@@ -39,6 +39,11 @@ def device_s(arrival: Arrival, options: Options, pool: str) -> float:
     return 0.0
 
 
+def replicas_of(words: Sequence[str]) -> dict[str, int]:
+    """Return the counts in words like ``silicon-us=8``."""
+    return {name: int(count) for name, count in (word.split("=") for word in words)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print attainment and misses by class."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replicas", nargs="+", required=True, metavar="POOL=COUNT")
     parser.add_argument("--leave-out", type=int, default=0, metavar="N")
     given = parser.parse_args(arguments)
-    counts = {name: int(count) for name, count in (each.split("=") for each in given.replicas)}
+    counts = replicas_of(given.replicas)
     declared = load_fleet(None)
     fleet = fleet_of(counts, declared, Market())
     setting = Setting(

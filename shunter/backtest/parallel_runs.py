@@ -75,13 +75,10 @@ def forked(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             yield processes
-        except KeyboardInterrupt:
-            # Where it came to this process alone the others would finish what they have.
+        except BaseException:
+            # The others would finish what they have, where Ctrl-C came to this process alone, too.
             for each in set(multiprocessing.active_children()) - others:
                 each.kill()
-            raise
-        except BaseException:
-            processes.shutdown(cancel_futures=True)
             raise
 
 

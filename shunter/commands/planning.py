@@ -1,5 +1,6 @@
 """The search of `shunter plan`: its bound, its fleets, each kind of device alone, its report."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from shunter.plan.capacity import Capacity, capacity, servable_without
 from shunter.plan.judge import Case, Judge
 from shunter.plan.market import Counts, Market, rent
 from shunter.plan.picture import draw
+from shunter.plan.policy_bound import PolicyBound
 from shunter.plan.search import FleetSearch, JudgedFleet, NoPlanError, binding, curve
 
 BOUND_SHARE = 0.25
 """Share of the time that the solver may take."""
+
+NO_GAP = 1e-4
+"""Less is the solver's tolerance."""
 
 Wanted = tuple[float, float]
 """Attainment of all, and of each class."""
@@ -61,7 +66,8 @@ def find_plan(
     except (NoBoundError, NoPlanError) as error:
         raise UserError(str(error)) from error
     if plot is not None:
-        draw(plot, curve(found[1].seen.values()), found[2], found[0].bound_usd_per_hour)
+        bounds = {"bound": found[0].bound_usd_per_hour, "bound under this policy": _bound(found)}
+        draw(plot, curve(found[1].seen.values()), found[2], bounds)
     return _report(setting, market, found, alone)
 
 
@@ -72,12 +78,19 @@ def _found(
     cases: list[Case],
     seconds: float,
     others: Sequence[Counts] = (),
+    *,
+    is_bounded: bool = True,
 ) -> Found:
-    """Return the programme's answer, the search, and its best fleet."""
+    """Return the programme's answer, the search, and its best fleet.
+
+    With ``is_bounded`` cores with nothing else to do raise the bound under the policy.
+    """
+    ends_at = time.monotonic() + seconds
     start = capacity(setting, market, cases, BOUND_SHARE * seconds, wanted)
     err.print(f"bound: ${start.bound_usd_per_hour:.2f} an hour", highlight=False)
     judge = Judge(setting, market, *wanted)
-    search = FleetSearch(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)
+    under_policy = PolicyBound(setting.fleet, market, cases, start.cuts) if is_bounded else None
+    search = FleetSearch(judge, cases, ends_at - time.monotonic(), _tell, under_policy)
     return start, search, search.run(start.replicas, others)
 
 
@@ -112,13 +125,21 @@ def _alone(
     narrowed = market.model_copy(update={"pools": kept, "sites": sites})
     inside = [tuple(name for name in case if name in pools) for case in cases]
     try:
-        return _found(only, narrowed, wanted, [case for case in inside if case], seconds)[2]
+        known = [case for case in inside if case]
+        return _found(only, narrowed, wanted, known, seconds, is_bounded=False)[2]
     except (NoBoundError, NoPlanError) as error:
         return str(error)
 
 
 def _tell(line: str) -> None:
     err.print(line, highlight=False)
+
+
+def _bound(found: Found) -> float:
+    """Return the bound under the policy, in dollars an hour; at most the plan's price."""
+    start, search, best = found
+    known = start.bound_usd_per_hour
+    return min(search.bound.usd_per_hour if search.bound else known, best.usd_per_hour)
 
 
 def _report(
@@ -133,9 +154,10 @@ def _report(
         "usd_per_hour": best.usd_per_hour,
         "tokens_usd_per_hour": best.usual.tokens_usd_per_hour,
         "bound_usd_per_hour": start.bound_usd_per_hour,
-        "gap": best.usd_per_hour / start.bound_usd_per_hour - 1
-        if start.bound_usd_per_hour
-        else None,
+        "gap": _above(best, start.bound_usd_per_hour),
+        "policy_bound_usd_per_hour": _bound(found),
+        "policy_gap": _above(best, _bound(found)),
+        "fleets_that_fail": [each.counts for each in search.bound.failing] if search.bound else [],
         "pools": {
             name: {
                 "replicas": best.counts[name],
@@ -179,6 +201,10 @@ def _report(
             for kind, each in alone.items()
         },
     }
+
+
+def _above(best: JudgedFleet, bound: float) -> float | None:
+    return best.usd_per_hour / bound - 1 if bound else None
 
 
 def show_plan(report: dict[str, Any]) -> None:
@@ -228,15 +254,30 @@ def show_plan(report: dict[str, Any]) -> None:
 def _show_price(report: dict[str, Any]) -> None:
     if report["tokens_usd_per_hour"]:
         out.print(f"for tokens ${report['tokens_usd_per_hour']:.2f} an hour", highlight=False)
-    gap = "" if report["gap"] is None else f", {report['gap']:.0%} above the bound of"
-    bound = f" ${report['bound_usd_per_hour']:.2f}" if gap else ""
+    fails = report["fleets_that_fail"]
     out.print(
-        f"${report['usd_per_hour']:.2f} an hour{gap}{bound}, for {_rate(report)};"
-        f" {report['fleets_judged']} fleets judged",
+        f"${report['usd_per_hour']:.2f} an hour, for {_rate(report)};"
+        f" {report['fleets_judged']} fleets judged, {len(fails)} more for the bound",
         highlight=False,
     )
+    if report["policy_gap"] is not None:
+        out.print(
+            f"{_over(report['policy_gap'])} ${report['policy_bound_usd_per_hour']:.2f}, less than"
+            " which no fleet costs that holds under this policy, if a replica more never harms",
+            highlight=False,
+        )
+    if report["gap"] is not None:
+        out.print(
+            f"{_over(report['gap'])} ${report['bound_usd_per_hour']:.2f}, less than which no"
+            " schedule needs, even one that knows all beforehand",
+            highlight=False,
+        )
     if report["is_cut_short"]:
         out.print("the time was over before the search: more --minutes may find less")
+
+
+def _over(gap: float) -> str:
+    return f"{gap:.0%} above" if gap >= NO_GAP else "it is"
 
 
 def _rate(report: dict[str, Any]) -> str:

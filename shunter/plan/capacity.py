@@ -9,7 +9,7 @@ cut or none (Benders' decomposition). The bound is right whenever it ends.
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import floor
 from typing import NamedTuple
 
@@ -18,17 +18,11 @@ from policies.backtest.workload import profiles_of
 from policies.scoring.constraints import refusal
 from shunter.backtest.bound_times import TokenTimes
 from shunter.backtest.demand import Demand, able, latest_end_s
-from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting
 from shunter.plan.busy_spans import BusySpan, busiest_spans
+from shunter.plan.cheapest_fleet import CheapestFleet
 from shunter.plan.cuts import Misses, SpanSet
-from shunter.plan.market import (
-    Market,
-    devices_of,
-    offers_of,
-    replicas_max,
-    site_limits,
-)
+from shunter.plan.market import Market, devices_of, offers_of
 from shunter.plan.span_work import Cut, SpanWork
 
 LENGTHS_S = (12.0, 48.0)
@@ -87,7 +81,7 @@ def capacity(
         for case in [(), *gone]
         for each in _sets(setting, market, demands, options, case, wanted)
     ]
-    master = _Master(setting.fleet, market)
+    master = CheapestFleet(setting.fleet, market)
     while True:
         replicas = master.solve()
         found = []
@@ -104,7 +98,7 @@ def capacity(
             replicas = master.solve()
             break
     unservable = sum(not any(True for _ in able(demand, options)) for demand in demands)
-    return Capacity(replicas, master.bound, unservable, tuple(master.cuts))
+    return Capacity(replicas, master.bound_usd_per_hour, unservable, tuple(master.cuts))
 
 
 def servable_without(setting: Setting, case: Collection[str]) -> dict[str, str]:
@@ -119,34 +113,6 @@ def servable_without(setting: Setting, case: Collection[str]) -> dict[str, str]:
             for option in options.by_model.get(profile.model, ())
         )
     }
-
-
-@dataclass
-class _Master:
-    """The cheapest whole replicas that keep all cuts."""
-
-    fleet: Fleet
-    market: Market
-
-    def __post_init__(self) -> None:
-        self.cuts: list[Cut] = []
-        self.bound = 0.0
-
-    def solve(self) -> dict[str, int]:
-        """Return them by pool, and take note of the bound."""
-        programme = Programme()
-        rented = _rent_columns(programme, self.fleet, self.market)
-        for cut in self.cuts:
-            # In parts of what is wanted, since weights are of any size.
-            unit = max(abs(cut.least), 1e-12)
-            row = {c: -w / unit for pool, w in cut.weights.items() for c in rented[pool]}
-            programme.at_most.append((row, -cut.least / unit))
-        found = programme.solve_whole(60.0)
-        self.bound = max(self.bound, found.bound)
-        return {
-            pool: round(sum(found.values[column] for column in columns))
-            for pool, columns in rented.items()
-        }
 
 
 def _demands(setting: Setting) -> list[Demand]:
@@ -164,24 +130,6 @@ def _single(fleet: Fleet) -> Options:
         for name, pool in fleet.pools.items()
     }
     return compile_options(fleet.model_copy(update={"pools": single}))
-
-
-def _rent_columns(programme: Programme, fleet: Fleet, market: Market) -> dict[str, list[int]]:
-    """Add a whole variable for each offer of each pool, under the limits of the sites."""
-    rented: dict[str, list[int]] = {}
-    for name, pool in fleet.pools.items():
-        devices = devices_of(pool)
-        rented[name] = [
-            programme.whole(devices * offer.usd_per_hour, offer.replicas_max)
-            for offer in offers_of(name, fleet, market)
-        ]
-        limit = float(replicas_max(name, fleet, market))
-        programme.at_most.append((dict.fromkeys(rented[name], 1.0), limit))
-    for weights, limit in site_limits(fleet, market):
-        row = {column: weights[name] for name in weights for column in rented[name]}
-        if row:
-            programme.at_most.append((row, limit))
-    return rented
 
 
 def _sets(

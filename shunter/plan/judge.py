@@ -1,6 +1,8 @@
 """The judge of a plan: the backtest of its policy, on the fleet and on it with parts gone."""
 
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,12 +16,15 @@ from policies.backtest.workload import Arrival, profiles_of
 from policies.config.options import SECONDS_PER_HOUR
 from shunter.backtest.demand import Demand
 from shunter.backtest.parallel_runs import forked
-from shunter.backtest.suite import Setting, run_one, shunter
+from shunter.backtest.suite import ScoredRun, Setting, run_one, shunter
 from shunter.plan.capacity import least_usd, may_miss, servable_without
 from shunter.plan.market import Counts, Market, fleet_of, rent
 
 # A trace of more requests is replayed in its busiest stretch first, of so many seconds.
 LONG, STRETCH_S = 8_000, 40.0
+# A fleet fails clearly where so many times as many requests miss as may, and so many more: what a
+# replica does by chance, since other requests meet, is less than that.
+CLEARLY, AND_MORE = 2, 10
 
 Case = tuple[str, ...]
 """Pools that are unavailable together, from the first request on; none in the usual case."""
@@ -56,6 +61,10 @@ class FleetVerdict(NamedTuple):
         return self.lacking == 0 and self.broken == 0
 
 
+class OutOfTimeError(Exception):
+    """A replay took longer than it may."""
+
+
 class Judge:
     """Replays a trace on fleets.
 
@@ -78,10 +87,13 @@ class Judge:
         self._asked: dict[Case, dict[str, str]] = {}
         self._stretch = busiest(setting) if len(setting.arrivals) > LONG else []
 
-    def judge(self, counts: Counts, case: Case) -> FleetVerdict:
+    def judge(self, counts: Counts, case: Case, ends_at: float = math.inf) -> FleetVerdict:
         """Return the verdict on a fleet.
 
         Requests that only the pools that are gone could serve don't count.
+
+        Raises:
+            OutOfTimeError: it took longer than until `ends_at` (`time.monotonic`).
         """
         asked = self._asked_in(case)
         left = {name: count for name, count in counts.items() if count and name not in case}
@@ -90,20 +102,33 @@ class Judge:
             unanswered = dict.fromkeys(tasks, "deadline")
             return FleetVerdict(0.0, dict.fromkeys(tasks, 0.0), len(asked), unanswered, 0, 0.0)
         if self._stretch:
-            verdict = self._replayed(left, asked, self._stretch)
+            verdict = self._replayed(
+                left, Tally(asked, *self.wanted, ends_at=ends_at), self._stretch
+            )
             if not verdict.is_kept:
                 return verdict
-        return self._replayed(left, asked, self.setting.arrivals)
+        tally = Tally(asked, *self.wanted, ends_at=ends_at)
+        return self._replayed(left, tally, self.setting.arrivals)
 
-    def _replayed(
-        self, left: Counts, asked: Mapping[str, str], arrivals: Sequence[Arrival]
-    ) -> FleetVerdict:
-        setting = replace(self._setting_of(left), arrivals=arrivals)
-        options = compile_options(setting.fleet)
-        tally = Tally(asked, *self.wanted)
-        scored = run_one("plan", setting, options, shunter(setting, options), tally)
-        if not tally.is_over:
-            tally.end(scored.run.outcomes)
+    def fails_clearly(self, counts: Counts, case: Case, ends_at: float = math.inf) -> bool:
+        """Return whether twice as many requests of the whole trace miss as may, and ten more.
+
+        A long trace, too, is replayed from its beginning: a stretch of it, by itself, meets a pool
+        that has seen nothing yet, and may miss more than the whole.
+
+        Raises:
+            OutOfTimeError: it took longer than until `ends_at` (`time.monotonic`).
+        """
+        asked = self._asked_in(case)
+        left = {name: count for name, count in counts.items() if count and name not in case}
+        if not left:
+            return bool(asked)
+        tally = Tally(asked, *self.wanted, clearly=True, ends_at=ends_at)
+        self._run(left, tally, self.setting.arrivals)
+        return tally.is_over
+
+    def _replayed(self, left: Counts, tally: "Tally", arrivals: Sequence[Arrival]) -> FleetVerdict:
+        scored = self._run(left, tally, arrivals)
         kept = Counter(each.profile.task for each in tally.ended if each.attained)
         seen = Counter(each.profile.task for each in tally.ended)
         return FleetVerdict(
@@ -114,8 +139,17 @@ class Judge:
             int(scored.scores["constraint_violations"]),
             scored.scores["cost_usd"],
             scored.scores["tokens_usd"] * SECONDS_PER_HOUR / self._trace_s,
-            len(tally.ended) == len(asked),
+            tally.is_whole,
         )
+
+    def _run(self, left: Counts, tally: "Tally", arrivals: Sequence[Arrival]) -> ScoredRun:
+        """Replay these requests on a fleet, and count all that they come to."""
+        setting = replace(self._setting_of(left), arrivals=arrivals)
+        options = compile_options(setting.fleet)
+        scored = run_one("plan", setting, options, shunter(setting, options), tally)
+        if not tally.is_over:
+            tally.end(scored.run.outcomes)
+        return scored
 
     @property
     def _trace_s(self) -> float:
@@ -145,18 +179,38 @@ class Tally:
         asked: the class of each request that counts, by its id.
         attainment: share of all of them to be answered within their SLO and deadline.
         by_class: the same of each class.
+        clearly: whether a fleet fails only where it fails clearly.
+        ends_at: when to end at the latest, of `time.monotonic`.
     """
 
-    def __init__(self, asked: Mapping[str, str], attainment: float, by_class: float) -> None:
+    def __init__(
+        self,
+        asked: Mapping[str, str],
+        attainment: float,
+        by_class: float,
+        *,
+        clearly: bool = False,
+        ends_at: float = math.inf,
+    ) -> None:
         self.ended: list[ReplayOutcome] = []
+        self._ends_at = ends_at
         self._asked = asked
         self._counts = Counter(asked.values())
-        self._may = may_miss(len(asked), attainment)
-        self._may_of = {task: may_miss(n, by_class) for task, n in self._counts.items()}
+        times, more = (CLEARLY, AND_MORE) if clearly else (1, 0)
+        self._may = times * may_miss(len(asked), attainment) + more
+        self._may_of = {
+            task: times * may_miss(n, by_class) + more for task, n in self._counts.items()
+        }
         self._missed: Counter[str] = Counter()
 
     def __call__(self, outcome: ReplayOutcome) -> bool:
-        """Count a request, and return whether too many have missed."""
+        """Count a request, and return whether too many have missed.
+
+        Raises:
+            OutOfTimeError: the time is over.
+        """
+        if time.monotonic() > self._ends_at:
+            raise OutOfTimeError
         task = self._asked.get(outcome.profile.id)
         if task is None:
             return False
@@ -173,11 +227,16 @@ class Tally:
         return too_many or self._missed.total() > self._may
 
     @property
+    def is_whole(self) -> bool:
+        """True if all requests have ended."""
+        return len(self.ended) == len(self._asked)
+
+    @property
     def lacking(self) -> int:
         """Requests that miss beyond those that may; of the whole trace, if it goes on so."""
         of_classes = sum(max(0, n - self._may_of[task]) for task, n in self._missed.items())
         found = max(self._missed.total() - self._may, of_classes, 0)
-        if not found or len(self.ended) == len(self._asked):
+        if not found or self.is_whole:
             return found
         part = len(self._asked) / len(self.ended)
         return max(found, round(part * self._missed.total()) - self._may)
@@ -240,11 +299,20 @@ def judging(judge: Judge) -> Iterator[ProcessPoolExecutor]:
         yield processes
 
 
-def judge_here(counts: Counts, case: Case) -> FleetVerdict:
-    """Return the verdict of this process's judge."""
+def judge_here(counts: Counts, case: Case, ends_at: float = math.inf) -> FleetVerdict:
+    """Return the verdict of this process's judge, by then."""
+    return _here().judge(counts, case, ends_at)
+
+
+def fails_here(counts: Counts, case: Case, ends_at: float) -> bool:
+    """Return whether a fleet fails clearly by then, by this process's judge."""
+    return _here().fails_clearly(counts, case, ends_at)
+
+
+def _here() -> Judge:
     if _judge is None:
         raise RuntimeError("not a process of `judging`")
-    return _judge.judge(counts, case)
+    return _judge
 
 
 def _adopt(judge: Judge) -> None:

@@ -1,6 +1,6 @@
 """The curve of a plan: what attainment costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shunter.plan.search import JudgedFleet
@@ -8,9 +8,15 @@ from shunter.render.figure import new_figure, save_figure
 
 
 def draw(
-    path: Path, curve: Sequence[JudgedFleet], best: JudgedFleet, bound_usd_per_hour: float
+    path: Path, curve: Sequence[JudgedFleet], best: JudgedFleet, bounds: Mapping[str, float]
 ) -> None:
-    """Write a picture of the fleets that no cheaper one matches, the plan and the bound.
+    """Write a picture of the fleets that no cheaper one matches, the plan and bounds.
+
+    Args:
+        path: PNG or SVG to write.
+        curve: the fleets.
+        best: the plan.
+        bounds: dollars an hour, by name.
 
     Raises:
         UserError: matplotlib is missing, or the file can't be written.
@@ -25,7 +31,8 @@ def draw(
         label="fleets judged",
     )
     axes.plot(best.usd_per_hour, 100 * best.usual.attainment, "*", markersize=14, label="plan")
-    axes.axvline(bound_usd_per_hour, color="black", linestyle="--", label="bound")
+    for (name, usd), style in zip(bounds.items(), ("--", ":"), strict=True):
+        axes.axvline(usd, color="black", linestyle=style, label=name)
     axes.set_xlabel("US dollars an hour, rented")
     axes.set_ylabel("SLO attained, % of requests")
     axes.legend()

@@ -1,23 +1,26 @@
 """The search of a plan: from the programme's fleet up until it holds, then down while it does."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from math import ceil
+from functools import partial
+from math import ceil, inf
 from typing import NamedTuple
 
 from policies import Fleet
-from shunter.plan.judge import Case, FleetVerdict, Judge, judge_here, judging
+from shunter.plan.judge import Case, FleetVerdict, Judge, OutOfTimeError, judge_here, judging
 from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
+from shunter.plan.policy_bound import PolicyBound
+from shunter.plan.spare_cores import CORES, SpareCores
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEP_MAX = 16
+# After the fleet has grown until it holds, the bound is raised until this part of the time is over,
+# so that no replica is taken away which is known to be needed.
+GROWN_SHARE = 0.75
 # Between two multiples of the programme's fleet that differ by no more none is looked for.
-HALVED_TO = 0.2
-CORES = os.cpu_count() or 1
+NARROWED_TO = 0.2
 # More than any trace has requests: what a fleet lacks that fails with nothing gone.
 NOT_EVEN_USUALLY = 1_000_000_000
 
@@ -52,12 +55,14 @@ class FleetSearch:
         cases: what may be gone, besides the usual case.
         seconds: time for it all; a fleet that was found by then is returned.
         told: gets a line for people at each step.
+        bound: under the policy, which cores without anything else to do raise.
     """
 
     judge: Judge
     cases: Sequence[Case]
     seconds: float
     told: Callable[[str], object]
+    bound: PolicyBound | None = None
     seen: dict[Key, JudgedFleet] = field(default_factory=dict)
     _failed: Counter[Case] = field(default_factory=Counter)
     _ends_at: float = 0.0
@@ -72,15 +77,31 @@ class FleetSearch:
         Raises:
             NoPlanError: none was found.
         """
-        self._ends_at = time.monotonic() + self.seconds
-        with judging(self.judge) as processes:
+        began = time.monotonic()
+        self._ends_at = began + self.seconds
+        with judging(self.judge) as pool:
+            processes = SpareCores(pool, self.bound, self._ends_at, self.told)
             held = [each for each in self._judged(processes, map(dict, others)) if each.is_kept]
             try:
                 held.append(self._grown(processes, dict(start)))
             except NoPlanError:
                 if not held:
                     raise
-            return self._shrunk(processes, min(held, key=_rank))
+            best = min(held, key=_rank)
+            if self.bound is None:
+                return self._shrunk(processes, best)
+            # What is known to fail needs no replay to be no smaller plan.
+            self.bound.plan = best.counts
+            processes.raise_bound(began + GROWN_SHARE * self.seconds)
+            best = self._shrunk(processes, best)
+            self.bound.plan = best.counts
+            processes.raise_bound(self._ends_at)
+            if self.bound.open_fleet is None:
+                return best
+            # The cheapest fleet that is left may hold.
+            opened = list(self._holding(processes, [dict(self.bound.open_fleet)]))
+            better = [each for each in opened if _rank(each) < _rank(best)]
+            return self._shrunk(processes, better[0]) if better else best
 
     @property
     def is_cut_short(self) -> bool:
@@ -97,7 +118,7 @@ class FleetSearch:
         """The market of replicas that may be rented."""
         return self.judge.market
 
-    def _grown(self, processes: ProcessPoolExecutor, counts: dict[str, int]) -> JudgedFleet:
+    def _grown(self, processes: SpareCores, counts: dict[str, int]) -> JudgedFleet:
         """Add replicas until the fleet holds: each time where a dollar mends the most.
 
         The programme knows of work and not of moments, so several times its fleet is tried first.
@@ -113,7 +134,7 @@ class FleetSearch:
             if started[-1].is_kept or time.monotonic() > self._ends_at:
                 break
         if any(each.is_kept for each in started):
-            return self._halved(processes, counts, FACTORS[: len(started)])
+            return self._narrowed(processes, counts, FACTORS[: len(started)])
         here = min(started, key=_lack)
         step = 1
         while not here.is_kept:
@@ -143,7 +164,7 @@ class FleetSearch:
                 self.told(f"${here.usd_per_hour:.2f} an hour: {missed} requests too many missed")
         return here
 
-    def _without_one(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
+    def _without_one(self, processes: SpareCores, here: JudgedFleet) -> JudgedFleet:
         """Return the best fleet with one pool less: work may gather where it misses.
 
         Raises:
@@ -156,31 +177,35 @@ class FleetSearch:
             raise NoPlanError(_missed(here, "neither more nor less of any pool mends anything"))
         return best
 
-    def _halved(
-        self, processes: ProcessPoolExecutor, counts: Counts, factors: Sequence[float]
+    def _narrowed(
+        self, processes: SpareCores, counts: Counts, factors: Sequence[float]
     ) -> JudgedFleet:
         """Return the least multiple that holds, between the first of these that does and its last.
 
-        One neighbour less is looked for afterwards, of which each may take a whole replay.
+        As many between are judged at once as there are cores. One neighbour less is looked for
+        afterwards, of which each may take a whole replay.
         """
 
-        def judged(factor: float) -> JudgedFleet:
-            scaled = {name: ceil(factor * count) for name, count in counts.items()}
-            return self._judged(processes, [scaled])[0]
+        def judged(several: Sequence[float]) -> list[JudgedFleet]:
+            scaled = [
+                {n: ceil(factor * count) for n, count in counts.items()} for factor in several
+            ]
+            return self._judged(processes, scaled)
 
-        high = next(factor for factor in factors if judged(factor).is_kept)
+        verdicts = judged(factors)
+        best = next(each for each in verdicts if each.is_kept)
+        high = factors[verdicts.index(best)]
         low = max((factor for factor in factors if factor < high), default=0.0)
-        best = judged(high)
-        while high - low > HALVED_TO and time.monotonic() < self._ends_at:
-            middle = (low + high) / 2
-            found = judged(middle)
-            if found.is_kept:
-                high, best = middle, found
-            else:
-                low = middle
+        while high - low > NARROWED_TO and time.monotonic() < self._ends_at:
+            between = [low + (high - low) * n / (CORES + 1) for n in range(1, CORES + 1)]
+            for factor, each in zip(between, judged(between), strict=True):
+                if each.is_kept:
+                    high, best = factor, each
+                    break
+                low = factor
         return best
 
-    def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
+    def _shrunk(self, processes: SpareCores, here: JudgedFleet) -> JudgedFleet:
         """Take replicas away, or swap one for a cheaper one, while the fleet holds.
 
         One that costs nothing is taken away, too, where it does nothing.
@@ -191,7 +216,7 @@ class FleetSearch:
             likely = [
                 (_rounded(usd_per_hour(other, self.fleet, self.market)), sum(other.values()), other)
                 for other in self._neighbours(here.counts)
-                if is_allowed(other, self.fleet, self.market)
+                if is_allowed(other, self.fleet, self.market) and not self._is_known_to_fail(other)
             ]
             cheaper = sorted((e for e in likely if e[:2] < _rank(here)), key=lambda e: e[:2])
             holding = self._holding(processes, [other for *_, other in cheaper])
@@ -200,6 +225,9 @@ class FleetSearch:
                 return here
             here = better
         return here
+
+    def _is_known_to_fail(self, counts: Counts) -> bool:
+        return self.bound is not None and self.bound.excludes(counts)
 
     def _neighbours(self, counts: Counts) -> Iterator[dict[str, int]]:
         for name, count in counts.items():
@@ -215,31 +243,38 @@ class FleetSearch:
                             yield {**fewer, other: fewer.get(other, 0) + 2}
 
     def _holding(
-        self, processes: ProcessPoolExecutor, fleets: Sequence[dict[str, int]]
+        self, processes: SpareCores, fleets: Sequence[dict[str, int]]
     ) -> Iterator[JudgedFleet]:
-        """Yield those that hold, looking at a few at a time."""
+        """Yield those that hold, looking at a few at a time, until the time is over."""
         for at in range(0, len(fleets), CORES):
-            if time.monotonic() > self._ends_at:
+            some, ends_at = fleets[at : at + CORES], self._ends_at
+            try:
+                judged = self._judged(processes, some, until_one_fails=True, ends_at=ends_at)
+            except OutOfTimeError:
                 return
-            judged = self._judged(processes, fleets[at : at + CORES], until_one_fails=True)
             yield from (each for each in judged if each.is_kept)
 
     def _judged(
         self,
-        processes: ProcessPoolExecutor,
+        processes: SpareCores,
         fleets: Iterable[dict[str, int]],
         *,
         until_one_fails: bool = False,
+        ends_at: float = inf,
     ) -> list[JudgedFleet]:
         """Judge fleets, first in the usual case, and in the others only where that is kept.
 
         With ``until_one_fails`` case by case, first those that failed most often: what one has
         failed needs no other. A case that takes nothing from a fleet is its usual one, less what
         nobody there could serve.
+
+        Raises:
+            OutOfTimeError: one took longer than until `ends_at`.
         """
+        judge = partial(judge_here, ends_at=ends_at)
         found = [{n: c for n, c in counts.items() if c} for counts in fleets]
         new = [*{_key(each): each for each in found if _key(each) not in self.seen}.values()]
-        usual = list(processes.map(judge_here, new, [()] * len(new)))
+        usual = list(processes.map(judge, new, [()] * len(new)))
         by_fleet: dict[Key, list[tuple[Case, FleetVerdict]]] = {
             _key(counts): [((), verdict)] for counts, verdict in zip(new, usual, strict=True)
         }
@@ -252,7 +287,7 @@ class FleetSearch:
                 for case in cases
                 if not counts.keys().isdisjoint(case)
             ]
-            verdicts = processes.map(judge_here, *zip(*pairs, strict=True)) if pairs else ()
+            verdicts = processes.map(judge, *zip(*pairs, strict=True)) if pairs else ()
             for (counts, case), verdict in zip(pairs, verdicts, strict=True):
                 by_fleet[_key(counts)].append((case, verdict))
                 self._failed[case] += not verdict.is_kept
