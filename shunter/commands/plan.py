@@ -66,8 +66,9 @@ def plan(
     """Find the cheapest fleet for a trace: how many replicas of which pools, rented how.
 
     The pools of --fleet are what may be rented; how many of them it has doesn't count. A programme
-    gives a bound below which no fleet serves all in time, and a start; each fleet of the search is
-    judged by the backtest of the policy. Prices are of rented time, busy or idle.
+    gives a bound below which no schedule serves all in time, and a start; each fleet of the search
+    is judged by the backtest of the policy. Backtests of cheaper fleets that clearly fail give a
+    second bound, below which none holds under this policy. Prices are of rented time, busy or idle.
 
     Example: shunter plan --rate 10 --without-any pool --minutes 5
     """

@@ -66,7 +66,10 @@ def find_plan(
     except (NoBoundError, NoPlanError) as error:
         raise UserError(str(error)) from error
     if plot is not None:
-        bounds = {"bound": found[0].bound_usd_per_hour, "bound under this policy": _bound(found)}
+        bounds = {
+            "bound of any schedule": found[0].bound_usd_per_hour,
+            "bound under this policy": _bound(found),
+        }
         draw(plot, curve(found[1].seen.values()), found[2], bounds)
     return _report(setting, market, found, alone)
 
