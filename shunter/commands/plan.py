@@ -65,10 +65,9 @@ def plan(
 ) -> None:
     """Find the cheapest fleet for a trace: how many replicas of which pools, rented how.
 
-    The pools of --fleet are what may be rented; how many of them it has doesn't count. A programme
-    gives a bound below which no schedule serves all in time, and a start; each fleet of the search
-    is judged by the backtest of the policy. Backtests of cheaper fleets that clearly fail give a
-    second bound, below which none holds under this policy. Prices are of rented time, busy or idle.
+    The pools of --fleet are what may be rented; how many it has of them doesn't count. A programme
+    gives a start, and a bound below which no schedule serves all in time. The backtest judges each
+    fleet; cheaper ones that clearly fail give a bound of this policy. Prices are of rented time.
 
     Example: shunter plan --rate 10 --without-any pool --minutes 5
     """
