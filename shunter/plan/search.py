@@ -318,10 +318,10 @@ def binding(search: FleetSearch, best: JudgedFleet) -> dict[str, dict[str, str]]
 def curve(seen: Iterable[JudgedFleet]) -> list[JudgedFleet]:
     """Return the fleets that no cheaper one matches in attainment, the cheapest first.
 
-    Those whose replay ended early have no attainment of the whole trace.
+    Those whose replay ended early have no attainment of the whole trace; no pools are no fleet.
     """
     best: list[JudgedFleet] = []
-    whole = (judged for judged in seen if judged.usual.is_whole)
+    whole = (judged for judged in seen if judged.counts and judged.usual.is_whole)
     for each in sorted(whole, key=lambda j: (j.usd_per_hour, -j.usual.attainment)):
         if not best or each.usual.attainment > best[-1].usual.attainment:
             best.append(each)

@@ -344,7 +344,8 @@ def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
     report = plan(tmp_path, "--minutes", "2", "--without-any", "pool", "--no-kinds")
     counts = {name: pool["replicas"] for name, pool in report["pools"].items()}
     assert report["usd_per_hour"] == pytest.approx(usd_per_hour(counts, FLEET, Market()))
-    assert report["bound_usd_per_hour"] <= report["usd_per_hour"]
+    bounds = report["bound_usd_per_hour"], report["policy_bound_usd_per_hour"]
+    assert bounds[0] <= bounds[1] <= report["usd_per_hour"]
     fleet = fleet_of(counts, FLEET, Market())
     run, _ = replay(rows=ROWS, fleet=fleet)
     attained = sum(outcome.attained for outcome in run.outcomes) / len(run.outcomes)
@@ -357,8 +358,20 @@ def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
         run, _ = replay(rows=ROWS, fleet=left)
         assert sum(outcome.attained for outcome in run.outcomes) / len(run.outcomes) >= 0.8
     curve = report["curve"]
+    assert all(each["replicas"] for each in curve)
     assert all(a["usd_per_hour"] < b["usd_per_hour"] for a, b in itertools.pairwise(curve))
     assert all(a["attainment"] < b["attainment"] for a, b in itertools.pairwise(curve))
+
+
+@pytest.mark.slow
+def test_the_bound_under_the_policy_is_above_that_of_any_schedule(tmp_path: Path) -> None:
+    report = plan(tmp_path, "--rate", "30", "--minutes", "0.2", "--no-kinds")
+    usd, under_policy = report["usd_per_hour"], report["policy_bound_usd_per_hour"]
+    assert report["bound_usd_per_hour"] < under_policy <= usd
+    assert report["policy_gap"] == pytest.approx(usd / under_policy - 1)
+    judge = Judge(Setting(sample(ROWS, 30.0), FLEET, POLICY, Reality()), Market(), 0.99, 0.95)
+    assert report["fleets_that_fail"]
+    assert all(judge.fails_clearly(counts, ()) for counts in report["fleets_that_fail"])
 
 
 @pytest.mark.slow

@@ -103,6 +103,9 @@ def test_one_request_has_a_plan_with_a_picture_under_the_name_that_was_given(
     assert [each.name for each in tmp_path.iterdir() if "picture" in each.name] == ["picture"]
     shown = outcome(*words, "--no-kinds").stdout
     assert "for 1 requests at once;" in shown
+    usd = f"${report['usd_per_hour']:.2f}"
+    assert f"\nit is {usd}, less than which no fleet costs that holds under this policy" in shown
+    assert f"\nit is {usd}, less than which no schedule needs" in shown
     assert f"with a replica less of {pool}: too many miss, of safety" in shown
 
 
