@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from policies.backtest.fault_model import Reality
 from shunter.backtest.files import read_known
 from shunter.backtest.suite import Setting
 from shunter.cli import app
+from shunter.commands.planning import _bound
 from shunter.console import UserError
 from shunter.plan.judge import Case, FleetVerdict, Judge
 from shunter.plan.market import Counts, Market, Offer, Rentable
@@ -101,6 +103,7 @@ def test_one_request_has_a_plan_with_a_picture_under_the_name_that_was_given(
     assert report["binds"] == {pool: {"safety_classification": "deadline"}}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [each.name for each in tmp_path.iterdir() if "picture" in each.name] == ["picture"]
+    assert all(point["replicas"] for point in report["curve"])
     shown = outcome(*words, "--no-kinds").stdout
     assert "for 1 requests at once;" in shown
     usd = f"${report['usd_per_hour']:.2f}"
@@ -146,6 +149,29 @@ def searching() -> FleetSearch:
     search = FleetSearch(judge, [], 60.0, lambda _: None)
     search._ends_at = float("inf")
     return search
+
+
+class Enough:
+    """Processes by which five premium replicas hold, and fewer don't."""
+
+    def map(self, _: object, fleets: Iterable[Counts], __: Iterable[Case]) -> Iterator[Any]:
+        for counts in fleets:
+            lacking = 0 if counts.get("premium-eu", 0) >= 5 else 10
+            yield FleetVerdict(1.0, {"chat": 1.0}, lacking, {}, 0, 0.0, 0.0)
+
+
+def test_the_least_multiple_that_holds_is_narrowed_down_to() -> None:
+    found = searching()._narrowed(cast(Any, Enough()), {"premium-eu": 4}, (1.0, 1.5, 2.0))
+    assert found.counts == {"premium-eu": 5}
+
+
+@pytest.mark.parametrize(("raised", "told"), [(None, 10.0), (12.0, 12.0), (20.0, 16.0)])
+def test_the_bound_under_the_policy_is_between_the_other_and_the_plan(
+    raised: float | None, told: float
+) -> None:
+    start, best = SimpleNamespace(bound_usd_per_hour=10.0), SimpleNamespace(usd_per_hour=16.0)
+    bound = None if raised is None else SimpleNamespace(usd_per_hour=raised)
+    assert _bound(cast(Any, (start, SimpleNamespace(bound=bound), best))) == told
 
 
 def test_where_more_mends_nothing_a_pool_less_may() -> None:

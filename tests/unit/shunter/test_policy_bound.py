@@ -1,8 +1,10 @@
 """The bound of a plan under its policy: fleets that clearly fail exclude all lesser ones."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import cast
 
@@ -15,7 +17,7 @@ from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
 from shunter.backtest.suite import Setting
 from shunter.plan.judge import Case, Judge, OutOfTimeError, Tally, judging
-from shunter.plan.market import Counts, Market, Rentable, usd_per_hour
+from shunter.plan.market import Counts, Market, Offer, Rentable, devices_of, usd_per_hour
 from shunter.plan.policy_bound import PolicyBound
 from shunter.plan.span_work import Cut
 from shunter.plan.spare_cores import SpareCores
@@ -130,6 +132,52 @@ def test_a_fleet_is_left_open_only_when_it_bears_each_case() -> None:
         assert (bound.open_fleet is None) is bool(fails_in)
 
 
+def test_without_a_dear_pool_of_one_that_failed_a_fleet_is_asked_about() -> None:
+    offers = {"premium-eu": (1, 9.5), "silicon-us": (1, 10.0), "cpu-eu": (12, 1.1)}
+    few = Market(
+        pools={
+            name: Rentable(
+                replicas_max=most,
+                offers=(Offer(name="one", usd_per_hour=usd / devices_of(FLEET.pools[name])),),
+            )
+            for name in FLEET.pools
+            for most, usd in [offers.get(name, (0, 1.0))]
+        }
+    )
+    work = Cut({"premium-eu": 1.0, "silicon-us": 1.0, "cpu-eu": 0.1}, 2.0)
+    bound = PolicyBound(FLEET, few, [], [work])
+    found = bound.next_case()
+    assert found is not None
+    assert found[0] == {"premium-eu": 1, "silicon-us": 1, "cpu-eu": 12}
+    bound.learn(found[0], is_failing=True)
+    # That one had as many processors, and silicon beside.
+    found = bound.next_case()
+    assert found is not None
+    assert found[0] == {"premium-eu": 1, "cpu-eu": 12}
+    assert bound.usd_per_hour == pytest.approx(20.5)
+
+
+def test_fleets_are_asked_about_first_where_others_have_failed() -> None:
+    few = Market(
+        pools={
+            n: Rentable(replicas_max={"silicon-us": 3, "cpu-eu": 1}.get(n, 0)) for n in FLEET.pools
+        }
+    )
+    cases: list[Case] = [("cpu-eu",), ("silicon-us",)]
+    bound = PolicyBound(FLEET, few, cases, [Cut({"silicon-us": 1.0, "cpu-eu": 9.0}, 9.5)])
+    seen: list[tuple[int, Case]] = []
+    while found := bound.next_case():
+        counts, case = found
+        seen.append((counts["silicon-us"], case))
+        bound.learn(counts, is_failing=case == ("cpu-eu",))
+    assert seen == [
+        (1, ("silicon-us",)),
+        (1, ("cpu-eu",)),
+        (2, ("cpu-eu",)),
+        (3, ("cpu-eu",)),
+    ]
+
+
 def test_where_the_market_has_no_more_the_bound_stays() -> None:
     bound = PolicyBound(FLEET, NARROW, [], [Cut({"silicon-us": 1.0}, 0.5)])
     everything = dict.fromkeys(SOME, MOST)
@@ -165,6 +213,11 @@ def test_a_fleet_without_any_pool_left_fails_clearly() -> None:
     assert judge.fails_clearly(enough, ("silicon-us", "cpu-eu"))
     assert judge.fails_clearly({}, ())
     assert judge.fails_clearly({"lpddr-eu": 1}, ())
+    # More miss there than may, but not that many.
+    nearly = {"silicon-us": 3, "cpu-eu": 3}
+    faster = Judge(Setting(sample(ROWS, 10.0), FLEET, POLICY, Reality()), Market(), 0.99, 0.95)
+    assert faster.judge(nearly, ()).lacking
+    assert not faster.fails_clearly(nearly, ())
 
 
 def test_a_replay_ends_with_the_time_and_has_no_verdict() -> None:
@@ -172,6 +225,27 @@ def test_a_replay_ends_with_the_time_and_has_no_verdict() -> None:
     for judged in (judge.fails_clearly, judge.judge):
         with pytest.raises(OutOfTimeError):
             judged(counts, (), ends_at=time.monotonic())
+
+
+def test_a_replay_that_the_time_ends_tells_the_bound_nothing() -> None:
+    bound = PolicyBound(FLEET, NARROW, [], [Cut({"silicon-us": 1.0}, 0.5)])
+    asked: list[Counts] = []
+
+    class Late:
+        """Processes without the time for any replay."""
+
+        def submit(self, _: object, counts: Counts, *__: object) -> Future[bool]:
+            asked.append(counts)
+            processes.ends_at = -math.inf
+            ended = Future[bool]()
+            ended.set_exception(OutOfTimeError())
+            return ended
+
+    processes = SpareCores(cast(ProcessPoolExecutor, Late()), bound, math.inf, lambda _: None)
+    processes.raise_bound(time.monotonic() + 60)
+    assert len(asked) == 1
+    assert not bound.failing
+    assert bound.open_fleet is None
 
 
 def test_cores_without_anything_to_judge_raise_the_bound() -> None:
