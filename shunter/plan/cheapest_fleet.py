@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from policies import Fleet
 from shunter.backtest.programme import Programme
-from shunter.plan.market import Counts, Market, devices_of, offers_of, replicas_max, site_limits
+from shunter.plan.market import (
+    Counts,
+    Market,
+    devices_of,
+    is_within,
+    offers_of,
+    replicas_max,
+    site_limits,
+)
 from shunter.plan.span_work import Cut
 
 SOLVER_S = 60.0
@@ -21,9 +29,7 @@ class FailingFleet:
 
     def covers(self, counts: Counts) -> bool:
         """Return whether a fleet has no more of any pool, and each of the needed ones."""
-        return all(self.counts.get(name, 0) >= count for name, count in counts.items()) and all(
-            counts.get(name) for name in self.needed
-        )
+        return is_within(counts, self.counts) and all(counts.get(name) for name in self.needed)
 
 
 @dataclass

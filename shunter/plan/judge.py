@@ -26,6 +26,8 @@ LONG, STRETCH_S = 8_000, 40.0
 # replica does by chance, since other requests meet, is less than that.
 CLEARLY, AND_MORE = 2, 10
 
+CORES = os.cpu_count() or 1
+
 Case = tuple[str, ...]
 """Pools that are unavailable together, from the first request on; none in the usual case."""
 
@@ -95,8 +97,7 @@ class Judge:
         Raises:
             OutOfTimeError: it took longer than until `ends_at` (`time.monotonic`).
         """
-        asked = self._asked_in(case)
-        left = {name: count for name, count in counts.items() if count and name not in case}
+        asked, left = self._asked_in(case), _left(counts, case)
         if not left:
             tasks = sorted(set(asked.values()))
             unanswered = dict.fromkeys(tasks, "deadline")
@@ -119,8 +120,7 @@ class Judge:
         Raises:
             OutOfTimeError: it took longer than until `ends_at` (`time.monotonic`).
         """
-        asked = self._asked_in(case)
-        left = {name: count for name, count in counts.items() if count and name not in case}
+        asked, left = self._asked_in(case), _left(counts, case)
         if not left:
             return bool(asked)
         tally = Tally(asked, *self.wanted, clearly=True, ends_at=ends_at)
@@ -277,6 +277,10 @@ def busiest(setting: Setting) -> list[Arrival]:
     ]
 
 
+def _left(counts: Counts, case: Case) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count and name not in case}
+
+
 def _objective(outcomes: Sequence[ReplayOutcome], task: str) -> str:
     """Return the objective that most of a class's requests missed."""
     mine = [each for each in outcomes if each.profile.task == task]
@@ -295,7 +299,7 @@ _judge: Judge | None = None
 @contextmanager
 def judging(judge: Judge) -> Iterator[ProcessPoolExecutor]:
     """Give processes, one for each core, that have the trace without a copy."""
-    with forked(os.cpu_count() or 1, _adopt, judge) as processes:
+    with forked(CORES, _adopt, judge) as processes:
         yield processes
 
 

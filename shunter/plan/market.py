@@ -164,6 +164,11 @@ def usd_per_hour(counts: Counts, fleet: Fleet, market: Market) -> float:
     return sum(rent(name, count, fleet, market).usd_per_hour for name, count in counts.items())
 
 
+def is_within(counts: Counts, larger: Counts) -> bool:
+    """Return whether a fleet has no more replicas of any pool than another."""
+    return all(larger.get(name, 0) >= count for name, count in counts.items())
+
+
 def is_allowed(counts: Counts, fleet: Fleet, market: Market) -> bool:
     """Return whether there are so many replicas, and the sites bear them."""
     if any(count > replicas_max(name, fleet, market) for name, count in counts.items()):

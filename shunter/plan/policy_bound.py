@@ -23,7 +23,7 @@ from policies import Fleet
 from shunter.backtest.programme import NoBoundError
 from shunter.plan.cheapest_fleet import CheapestFleet, FailingFleet
 from shunter.plan.judge import Case
-from shunter.plan.market import Counts, Market, replicas_max, usd_per_hour
+from shunter.plan.market import Counts, Market, is_within, replicas_max, usd_per_hour
 from shunter.plan.span_work import Cut
 
 # Pools whose replica costs no more than this part of the budget are cheap: a fleet is replayed with
@@ -70,7 +70,7 @@ class PolicyBound:
     _enough: list[Counts] = field(default_factory=list)
     _borne: list[tuple[Counts, Case]] = field(default_factory=list)
     _failed: Counter[Case] = field(default_factory=Counter)
-    _is_solved: bool = False
+    _cheapest: Counts | None = None
     _is_stuck: bool = False
 
     def __post_init__(self) -> None:
@@ -97,14 +97,8 @@ class PolicyBound:
         It is the cheapest that may hold, as if all those under way failed, with more beside it. One
         that may hold by itself is asked for in case after case.
         """
-        self._solve()
-        if self._is_stuck:
-            return None
-        under_way = [asked.larger for asked in self._under_way]
-        programme = replace(self._programme, failing=[*self.failing, *under_way])
-        try:
-            counts = {name: count for name, count in programme.solve().items() if count}
-        except NoBoundError:
+        counts = self._cheapest_beside()
+        if counts is None:
             return None
         known = [self._usd(each) for each in (self.plan, self.open_fleet) if each is not None]
         if self._usd(counts) > min(known, default=inf) - CHEAPER:
@@ -131,22 +125,32 @@ class PolicyBound:
         if is_failing:
             self._programme.failing.append(asked.larger)
             self._failed[asked.case] += 1
-            self._is_solved = False
+            self._cheapest = None
         elif asked.counts == larger:
             self._borne.append((larger, asked.case))
         else:
             self._enough.append(larger)
 
-    def _solve(self) -> None:
-        """Solve for what has failed since."""
-        if self._is_solved or self._is_stuck:
-            return
+    def _solve(self) -> Counts | None:
+        """Return the cheapest fleet that may hold; None where none was found."""
+        if self._cheapest is None and not self._is_stuck:
+            try:
+                self._cheapest = _rented(self._programme)
+            except NoBoundError:
+                # The bound so far is one of this, too.
+                self._is_stuck = True
+        return self._cheapest
+
+    def _cheapest_beside(self) -> Counts | None:
+        """Return the same as if all that are under way failed."""
+        counts = self._solve()
+        if counts is None or not self._under_way:
+            return counts
+        under_way = [asked.larger for asked in self._under_way]
         try:
-            self._programme.solve()
+            return _rented(replace(self._programme, failing=[*self.failing, *under_way]))
         except NoBoundError:
-            # The bound so far is one of this, too.
-            self._is_stuck = True
-        self._is_solved = True
+            return None
 
     def _larger(self, counts: Counts) -> Counts:
         """Return a fleet with more of the cheap pools, but not as much as is known to be enough."""
@@ -157,7 +161,7 @@ class PolicyBound:
                 if self._is_cheap(name):
                     more = counts.get(name, 0) + self._bought(name, part * self._budget)
                     larger[name] = min(more, replicas_max(name, self.fleet, self.market))
-            if not any(_is_in(each, larger) for each in enough):
+            if not any(is_within(each, larger) for each in enough):
                 return {name: count for name, count in larger.items() if count}
             part /= FEWER
         return counts
@@ -166,7 +170,7 @@ class PolicyBound:
     def _budget(self) -> float:
         if self.plan is not None:
             return self._usd(self.plan)
-        return BUDGET * self._programme.bound_usd_per_hour
+        return BUDGET * self.usd_per_hour
 
     def _is_cheap(self, name: str) -> bool:
         return self._bought(name, CHEAP * self._budget) > 0
@@ -194,5 +198,5 @@ class PolicyBound:
         return usd_per_hour(counts, self.fleet, self.market)
 
 
-def _is_in(counts: Counts, larger: Counts) -> bool:
-    return all(larger.get(name, 0) >= count for name, count in counts.items())
+def _rented(programme: CheapestFleet) -> Counts:
+    return {name: count for name, count in programme.solve().items() if count}

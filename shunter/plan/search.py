@@ -9,10 +9,18 @@ from math import ceil, inf
 from typing import NamedTuple
 
 from policies import Fleet
-from shunter.plan.judge import Case, FleetVerdict, Judge, OutOfTimeError, judge_here, judging
+from shunter.plan.judge import (
+    CORES,
+    Case,
+    FleetVerdict,
+    Judge,
+    OutOfTimeError,
+    judge_here,
+    judging,
+)
 from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
 from shunter.plan.policy_bound import PolicyBound
-from shunter.plan.spare_cores import CORES, SpareCores
+from shunter.plan.spare_cores import SpareCores
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEP_MAX = 16

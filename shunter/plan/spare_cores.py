@@ -1,17 +1,14 @@
 """Cores that judge nothing for the search raise the bound under the policy meanwhile."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from shunter.plan.judge import Case, FleetVerdict, OutOfTimeError, fails_here
+from shunter.plan.judge import CORES, Case, FleetVerdict, OutOfTimeError, fails_here
 from shunter.plan.market import Counts
 from shunter.plan.policy_bound import PolicyBound
-
-CORES = os.cpu_count() or 1
 
 
 @dataclass

@@ -86,6 +86,15 @@ def test_no_fleet_that_holds_is_ever_below_the_bound_and_the_last_is_near(
         assert not bound.excludes(counts)
 
 
+def test_a_fleet_that_fails_covers_those_without_its_cheap_pools() -> None:
+    bound = PolicyBound(FLEET, NARROW, [], [Cut({"silicon-us": 1.0}, 0.5)])
+    failing = bound.covering({"silicon-us": 2, "cpu-eu": 1, "premium-eu": 0})
+    assert failing.needed == {"silicon-us"}
+    assert failing.covers({"silicon-us": 1})
+    assert not failing.covers({"cpu-eu": 1})
+    assert not failing.covers({"silicon-us": 3})
+
+
 def test_a_fleet_under_way_is_not_asked_for_again_and_is_not_taken_to_have_failed() -> None:
     bound = PolicyBound(FLEET, NARROW, [], [Cut({"silicon-us": 1.0, "premium-eu": 2.0}, 0.5)])
     first, second = bound.next_case(), bound.next_case()
