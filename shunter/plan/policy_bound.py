@@ -26,7 +26,7 @@ from shunter.plan.judge import Case
 from shunter.plan.market import Counts, Market, is_within, replicas_max, usd_per_hour
 from shunter.plan.span_work import Cut
 
-# Pools whose replica costs no more than this part of the budget are cheap: a fleet is replayed with
+# Pools whose replica costs no more than this part of the bound are cheap: a fleet is replayed with
 # as many of them as the budget buys, so that few replays tell of many fleets.
 CHEAP = 0.1
 # With so much of them a fleet may hold: then it is replayed with a quarter of that, and at last
@@ -173,7 +173,7 @@ class PolicyBound:
         return BUDGET * self.usd_per_hour
 
     def _is_cheap(self, name: str) -> bool:
-        return self._bought(name, CHEAP * self._budget) > 0
+        return self._bought(name, CHEAP * self.usd_per_hour) > 0
 
     def _bought(self, name: str, usd: float) -> int:
         """Return how many replicas of a pool so much buys."""

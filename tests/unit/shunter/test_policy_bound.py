@@ -95,6 +95,19 @@ def test_a_fleet_that_fails_covers_those_without_its_cheap_pools() -> None:
     assert not failing.covers({"silicon-us": 3})
 
 
+def test_a_pool_that_costs_a_tenth_of_the_bound_is_cheap_with_and_without_a_plan() -> None:
+    """What a plan costs is no less than the bound: what is dear beside it is dear before, too."""
+    offers = (Offer(name="one", usd_per_hour=1.2 / devices_of(FLEET.pools["lpddr-eu"])),)
+    known = Market(pools={"lpddr-eu": Rentable(offers=offers)})
+    for plan in (None, {"silicon-us": 8}):
+        bound = PolicyBound(FLEET, known, [], [Cut({"silicon-us": 1.0}, 1.5)], plan)
+        assert bound.usd_per_hour == pytest.approx(8.12)
+        assert bound.covering({"silicon-us": 2, "lpddr-eu": 1, "cpu-eu": 1}).needed == {
+            "silicon-us",
+            "lpddr-eu",
+        }
+
+
 def test_a_fleet_under_way_is_not_asked_for_again_and_is_not_taken_to_have_failed() -> None:
     bound = PolicyBound(FLEET, NARROW, [], [Cut({"silicon-us": 1.0, "premium-eu": 2.0}, 0.5)])
     first, second = bound.next_case(), bound.next_case()
