@@ -31,7 +31,7 @@ class SpareCores:
 
     def __post_init__(self) -> None:
         if self.bound is not None:
-            self._told_usd = self.bound.usd_per_hour
+            self._told_usd = round(self.bound.usd_per_hour, 2)
 
     def map(
         self,
@@ -88,6 +88,6 @@ class SpareCores:
             except OutOfTimeError:
                 continue
             self.bound.learn(counts, is_failing=is_failing)
-        if (usd := self.bound.usd_per_hour) > self._told_usd:
+        if (usd := round(self.bound.usd_per_hour, 2)) > self._told_usd:
             self._told_usd = usd
             self.told(f"under this policy ${usd:.2f} an hour or more")
