@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from math import ceil, inf, log
-from typing import Any
-from zlib import crc32
+from typing import Any, NamedTuple
 
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.route import Shunter
@@ -56,17 +56,23 @@ class QuotingShunter(Shunter):
         policy: the policy.
         tag: tags a request.
         share: part of the requests that ask, chosen by their ids.
+        draw: number of the choice: with another one others ask, and take other offers.
     """
 
-    def __init__(self, options: Options, policy: Policy, tag: Tagger, share: float) -> None:
+    def __init__(
+        self, options: Options, policy: Policy, tag: Tagger, share: float, draw: int = 0
+    ) -> None:
         super().__init__(options, policy, tag)
         self._share = share
+        self._draw = draw
         self.taken: dict[str, Taken] = {}
 
     def tagged(self, profile: Profile, now: float) -> Profile:
         """Return a request as it is bound by the quote that it takes, if it takes one."""
         profile = super().tagged(profile, now)
-        drawn = crc32(profile.id.encode())
+        # CRCs of ids that differ in the number alone differ by the same bits all.
+        digest = blake2b(f"{profile.id} {self._draw}".encode(), digest_size=4).digest()
+        drawn = int.from_bytes(digest, "big")
         if drawn >= self._share * _SHARE_OF:
             return profile
         offers, _ = menu(lambda _: [profile], [profile.tier], [], [], self.situation, now)
@@ -89,28 +95,40 @@ class QuotingShunter(Shunter):
         )
 
 
-def kept(outcome: ReplayOutcome, taken: Taken) -> bool:
-    """Return whether a request was answered by the deadline that it was promised."""
-    at = outcome.finished_s
-    return outcome.status == "completed" and at is not None and at <= taken.deadline
+class QuoteEnd(NamedTuple):
+    """The end of a request that took a quote.
 
-
-def quote_scores(outcomes: Iterable[ReplayOutcome], taken: Mapping[str, Taken]) -> dict[str, Any]:
-    """Return by promised chance what was kept, and what was quoted, paid and spent in all.
-
-    Args:
-        outcomes: of the run.
-        taken: the quotes that count, by request.
+    ``error`` is ln(actual / expected) time to the finish, infinite if it ended without an answer.
     """
+
+    taken: Taken
+    error: float
+    is_kept: bool
+    cost_nano_usd: int
+
+
+def ends_of(outcomes: Iterable[ReplayOutcome], taken: Mapping[str, Taken]) -> list[QuoteEnd]:
+    """Return what came of the requests of a run that took a quote."""
+    return [_end(each, taken[each.profile.id]) for each in outcomes if each.profile.id in taken]
+
+
+def _end(outcome: ReplayOutcome, own: Taken) -> QuoteEnd:
+    at, error, is_kept = outcome.finished_s, inf, False
+    if outcome.status == "completed" and at is not None:
+        is_kept = at <= own.deadline
+        if own.expected_s > 0:
+            error = log(max(1e-9, at - own.at) / own.expected_s)
+    return QuoteEnd(own, error, is_kept, round(outcome.cost_usd * NANO))
+
+
+def quote_scores(ends: Iterable[QuoteEnd]) -> dict[str, Any]:
+    """Return by promised chance what was kept, and what was quoted, paid and spent in all."""
     by_chance: dict[float, list[bool]] = defaultdict(list)
     quoted_nano = charged_nano = cost_nano = over = 0
     by_margin = dict.fromkeys(MARGINS, 0)
-    for outcome in outcomes:
-        own = taken.get(outcome.profile.id)
-        if own is None:
-            continue
-        by_chance[round(own.quoted.chance, 2)].append(kept(outcome, own))
-        paid = charge(own.quoted, round(outcome.cost_usd * NANO))
+    for own, _, is_kept, spent_nano in ends:
+        by_chance[round(own.quoted.chance, 2)].append(is_kept)
+        paid = charge(own.quoted, spent_nano)
         quoted_nano += paid.quoted_nano_usd
         charged_nano += paid.charged_nano_usd
         cost_nano += paid.cost_nano_usd
@@ -136,10 +154,7 @@ def quote_scores(outcomes: Iterable[ReplayOutcome], taken: Mapping[str, Taken]) 
 
 
 def measured_errors(
-    outcomes: Iterable[ReplayOutcome],
-    taken: Mapping[str, Taken],
-    before: Mapping[str, PromiseErrors],
-    step: float = 1.0,
+    ends: Iterable[QuoteEnd], before: Mapping[str, PromiseErrors], step: float = 1.0
 ) -> dict[str, PromiseErrors]:
     """Return the errors of promises by class, and those of all under ``any``.
 
@@ -148,19 +163,12 @@ def measured_errors(
     without an answer only is known that it took longer than it had.
 
     Args:
-        outcomes: of the run.
-        taken: the quotes that count, by request.
+        ends: what came of the quotes that tell them.
         before: the errors that they were made with.
         step: the part of the way from those to what was found that is gone.
     """
     found: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for outcome in outcomes:
-        own = taken.get(outcome.profile.id)
-        if own is None:
-            continue
-        at = outcome.finished_s
-        is_done = outcome.status == "completed" and at is not None and own.expected_s > 0
-        error = log(max(1e-9, at - own.at) / own.expected_s) if is_done and at else inf
+    for own, error, *_ in ends:
         for task in (own.task, ANY_CLASS):
             found[task, own.path][round(own.quoted.chance, 2)].append(error)
     told: dict[str, dict[str, Any]] = defaultdict(dict)

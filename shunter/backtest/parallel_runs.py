@@ -39,10 +39,10 @@ def scored_beside(plans: Sequence[PlannedRun], ours: int) -> Iterator[tuple[Scor
         UserError: the trace names what the policy doesn't have.
     """
     beside = len(plans) - ours
-    if not beside or not _can_fork():
+    if not beside or not can_fork():
         yield from whole_runs(plans)
         return
-    with forked(min(_cores(), beside), _adopt, plans) as processes:
+    with forked(min(cores(), beside), _adopt, plans) as processes:
         found = [processes.submit(_run, number) for number in range(ours, len(plans))]
         yield from whole_runs(plans[:ours])
         for each in found:
@@ -117,10 +117,11 @@ def _run(number: int) -> tuple[Scored, float]:
     return Scored(found.name, found.scores), time.monotonic() - began
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def _can_fork() -> bool:
+def can_fork() -> bool:
     """Return True where a fork is safe and of use: a second core, and no second thread."""
-    return hasattr(os, "sched_getaffinity") and _cores() > 1 and threading.active_count() == 1
+    return hasattr(os, "sched_getaffinity") and cores() > 1 and threading.active_count() == 1

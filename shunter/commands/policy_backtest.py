@@ -280,7 +280,7 @@ def _quoted(setting: Setting, share: float, errors: Path | None, *, as_json: boo
     if errors is None:
         report = measured(setting, share)
     else:
-        report, policy = calibrated(setting, share, CALIBRATION_ROUNDS)
+        report, policy = calibrated(setting, share, CALIBRATION_ROUNDS, _tell)
         write_errors(errors, policy)
     if as_json:
         typer.echo(orjson.dumps(report).decode())
@@ -288,6 +288,10 @@ def _quoted(setting: Setting, share: float, errors: Path | None, *, as_json: boo
         out.print(table_of_quotes(report))
         for line in lines_of_quotes(report):
             out.print(line, highlight=False)
+
+
+def _tell(line: str) -> None:
+    err.print(line, highlight=False)
 
 
 def _run(
@@ -298,7 +302,7 @@ def _run(
     own: list[ReplayRun] = []
     scored: list[Scored] = []
     for each, took_s in scored_beside(planned, ours=1 if second is None else 2):
-        err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
+        _tell(f"{each.name}: {took_s:.1f} s")
         scored.append(each)
         if isinstance(each, ScoredRun):
             own.append(each.run)
@@ -326,10 +330,9 @@ def _of_topic(
     found = run(read_topic(KafkaLog(settings), catalogue, fleet, policy, tokens, *times))
     if not found.arrivals:
         raise UserError(f"{catalogue.requests} holds no request of that time that could be placed")
-    err.print(
+    _tell(
         f"{len(found.arrivals)} requests; {found.left_out} left out that are unreadable or of no"
-        f" known class or model; of {found.unanswered} no result tells the reply's length",
-        highlight=False,
+        f" known class or model; of {found.unanswered} no result tells the reply's length"
     )
     return found.arrivals
 
@@ -342,11 +345,8 @@ def _within(arrivals: list[Arrival], fleet: Fleet, compared: Policy | None) -> l
     if not kept:
         raise UserError("--compare rejects each request before it decides: by class or bound")
     if outside := len(arrivals) - len(kept):
-        err.print(
-            f"{outside} left out of both: --compare rejects them before it decides, by class or"
-            " bound",
-            highlight=False,
-        )
+        why = "--compare rejects them before it decides, by class or bound"
+        _tell(f"{outside} left out of both: {why}")
     return kept
 
 

@@ -16,9 +16,9 @@ from backtest_cases import setting
 from shunter.backtest import parallel_runs
 from shunter.backtest.suite import ScoredRun, plans
 
-parallel_runs._cores = lambda: 2
+parallel_runs.cores = lambda: 2
 planned = plans(setting(120), with_baselines=True)
-assert parallel_runs._can_fork()
+assert parallel_runs.can_fork()
 beside = [each for each, _ in parallel_runs.scored_beside(planned, 1)]
 alone = [each for each, _ in parallel_runs.whole_runs(planned)]
 assert [type(each) is ScoredRun for each in beside] == [True] + [False] * (len(planned) - 1)
@@ -38,8 +38,8 @@ def test_runs_made_side_by_side_are_the_same() -> None:
 
 
 def test_one_core_makes_all_runs_itself() -> None:
-    before, parallel_runs._cores = parallel_runs._cores, lambda: 1
+    before, parallel_runs.cores = parallel_runs.cores, lambda: 1
     try:
-        assert not parallel_runs._can_fork()
+        assert not parallel_runs.can_fork()
     finally:
-        parallel_runs._cores = before
+        parallel_runs.cores = before
