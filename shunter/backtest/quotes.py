@@ -44,8 +44,10 @@ class QuotedReplay(NamedTuple):
     slo_attainment: float
 
 
-Replaying = Callable[[Policy, Sequence[int]], list[QuotedReplay]]
-"""Returns a replay under a policy for each draw of those that take quotes."""
+Errors = dict[str, PromiseErrors]
+
+Replaying = Callable[[Errors, Sequence[int]], list[QuotedReplay]]
+"""Returns a replay with these errors for each draw of those that take quotes."""
 
 # Set in a process that replays for another.
 _given: tuple[Setting, float] | None = None
@@ -84,17 +86,15 @@ def calibrated(
         rounds: in which errors are told.
         told: gets a line for people after each round.
     """
-    policy = setting.policy
+    errors = setting.policy.quotes.errors
     with _replaying(setting, share) as replayed:
         for number in range(1, rounds + 1):
             began = time.monotonic()
-            found = [end for each in replayed(policy, TELLING_DRAWS) for end in each.ends]
-            half = _half(found, tells=True)
-            errors = measured_errors(half, policy.quotes.errors, 2.0 / (number + 1))
-            policy = with_errors(policy, errors)
+            found = [end for each in replayed(errors, TELLING_DRAWS) for end in each.ends]
+            errors = measured_errors(_half(found, tells=True), errors, 2.0 / (number + 1))
             told(f"errors, round {number} of {rounds}: {time.monotonic() - began:.1f} s")
         began = time.monotonic()
-        replays = replayed(policy, JUDGING_DRAWS)
+        replays = replayed(errors, JUDGING_DRAWS)
         told(f"judged in {len(replays)} replays: {time.monotonic() - began:.1f} s")
     judged = [_half(each.ends, tells=False) for each in replays]
     middle_s = setting.arrivals[len(setting.arrivals) // 2].arrival_s
@@ -102,19 +102,18 @@ def calibrated(
         name: _by_chance(end for end in chain(*judged) if (end.taken.at > middle_s) is is_late)
         for name, is_late in (("first_half", False), ("second_half", True))
     }
-    return _told(replays, judged) | {"by_time": by_time}, policy
+    report = _told(replays, judged) | {"by_time": by_time}
+    return report, with_errors(setting.policy, errors)
 
 
 @contextmanager
 def _replaying(setting: Setting, share: float) -> Iterator[Replaying]:
     """Give what replays, on as many cores as there are."""
     if not can_fork():
-        yield lambda policy, draws: [
-            quoted_replay(replace(setting, policy=policy), share, draw) for draw in draws
-        ]
+        yield lambda errors, draws: [_replay(setting, share, errors, draw) for draw in draws]
         return
     with forked(min(cores(), len(JUDGING_DRAWS)), _adopt, (setting, share)) as processes:
-        yield lambda policy, draws: list(processes.map(_replay, repeat(policy), draws))
+        yield lambda errors, draws: list(processes.map(_replay_here, repeat(errors), draws))
 
 
 def _adopt(given: tuple[Setting, float]) -> None:
@@ -122,11 +121,14 @@ def _adopt(given: tuple[Setting, float]) -> None:
     _given = given
 
 
-def _replay(policy: Policy, draw: int) -> QuotedReplay:
+def _replay_here(errors: Errors, draw: int) -> QuotedReplay:
     if _given is None:
         raise RuntimeError("not a process of `_replaying`")
-    setting, share = _given
-    return quoted_replay(replace(setting, policy=policy), share, draw)
+    return _replay(*_given, errors, draw)
+
+
+def _replay(setting: Setting, share: float, errors: Errors, draw: int) -> QuotedReplay:
+    return quoted_replay(replace(setting, policy=with_errors(setting.policy, errors)), share, draw)
 
 
 def _by_chance(ends: Iterable[QuoteEnd]) -> list[dict[str, Any]]:
@@ -141,7 +143,7 @@ def _half(ends: Iterable[QuoteEnd], *, tells: bool) -> list[QuoteEnd]:
     ]
 
 
-def with_errors(policy: Policy, errors: dict[str, PromiseErrors]) -> Policy:
+def with_errors(policy: Policy, errors: Errors) -> Policy:
     """Return a policy that quotes by these errors."""
     quotes = policy.quotes.model_copy(update={"errors": errors})
     return policy.model_copy(update={"quotes": quotes})

@@ -89,6 +89,7 @@ def test_another_draw_lets_others_ask_and_take_other_offers(setting: Setting) ->
         ends = quotes.quoted_replay(setting, 0.5, draw).ends
         return {end.taken.quoted.id: end.taken.quoted.chance for end in ends}
 
+    assert len({*quotes.TELLING_DRAWS, *quotes.JUDGING_DRAWS}) == 6
     drawn, count = [chances(draw) for draw in (0, 1, 2)], len(setting.arrivals)
     for one, other in combinations(drawn, 2):
         both = one.keys() & other.keys()
@@ -103,10 +104,14 @@ def test_who_tells_of_errors_is_never_judged(
 ) -> None:
     telling: list[set[str]] = []
     judged: list[set[str]] = []
+    found: list[quotes.Errors] = []
 
-    def measured(ends: list[QuoteEnd], *others: Any) -> Any:
+    def measured(ends: list[QuoteEnd], before: quotes.Errors, step: float) -> quotes.Errors:
         telling.append({end.taken.quoted.id for end in ends})
-        return measured_errors(ends, *others)
+        assert before == (found[-1] if found else {})
+        assert step == 2 / (len(found) + 2)
+        found.append(measured_errors(ends, before, step))
+        return found[-1]
 
     def scored(ends: Iterable[QuoteEnd]) -> Any:
         several = list(ends)
@@ -116,7 +121,8 @@ def test_who_tells_of_errors_is_never_judged(
     monkeypatch.setattr(quotes, "measured_errors", measured)
     monkeypatch.setattr(quotes, "quote_scores", scored)
     lines: list[str] = []
-    quotes.calibrated(setting, 1.0, 2, lines.append)
+    _, policy = quotes.calibrated(setting, 1.0, 2, lines.append)
+    assert policy.quotes.errors == found[-1]
     assert (len(telling), len(lines)) == (2, 3)
     assert not set(chain(*telling)) & set(chain(*judged))
     # All that are not refused tell, or are judged.
@@ -129,7 +135,13 @@ def test_replays_are_the_same_wherever_they_are_made(
 ) -> None:
     monkeypatch.setattr(quotes, "can_fork", lambda: can_fork)
     told, policy = quotes.calibrated(setting, 0.5, 1)
-    draws = [quotes.quoted_replay(replace(setting, policy=policy), 0.5, draw) for draw in (2, 3)]
-    for replayed, rows in zip(draws, told["by_replay"], strict=False):
-        held_back = quotes._half(replayed.ends, tells=False)
-        assert rows == quotes._by_chance(held_back)
+    here = replace(setting, policy=policy)
+    replays = [quotes.quoted_replay(here, 0.5, draw) for draw in quotes.JUDGING_DRAWS]
+    held_back = [quotes._half(each.ends, tells=False) for each in replays]
+    assert told["by_replay"] == [quote_scores(ends)["by_chance"] for ends in held_back]
+    middle_s = setting.arrivals[len(setting.arrivals) // 2].arrival_s
+    early = [end for end in chain(*held_back) if end.taken.at <= middle_s]
+    assert 0 < len(early) < told["quotes"]
+    assert told["by_time"]["first_half"] == quote_scores(early)["by_chance"]
+    assert told["run_cost_usd"] == pytest.approx(sum(each.cost_usd for each in replays) / 4)
+    assert told["slo_attainment"] == pytest.approx(sum(e.slo_attainment for e in replays) / 4)
