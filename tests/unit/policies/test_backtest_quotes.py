@@ -1,7 +1,7 @@
 """Quotes in a backtest: what was kept and paid, and the errors that come of it."""
 
 from dataclasses import replace
-from math import exp, log
+from math import exp, inf, log
 from random import Random
 
 import pytest
@@ -30,6 +30,13 @@ def test_what_is_kept_is_what_was_answered_by_the_deadline_of_the_quote() -> Non
     outcomes = [outcome("a", START + 5), outcome("b", START + 5.1), outcome("c", None)]
     found = quote_scores(ends_of(outcomes, dict.fromkeys("abc", taken(START + 5))))
     assert found["by_chance"] == [{"chance": 0.95, "promises": 3, "kept": pytest.approx(1 / 3)}]
+
+
+def test_what_failed_in_time_is_not_kept_and_tells_no_time() -> None:
+    failed = outcome("a", START + 1)
+    failed.status = "failed"
+    (end,) = ends_of([failed], {"a": taken(START + 5)})
+    assert (end.is_kept, end.error) == (False, inf)
 
 
 def test_nobody_is_charged_more_than_was_quoted_and_the_rest_is_told() -> None:

@@ -84,6 +84,16 @@ def test_quotes_under_the_policys_own_errors_are_of_one_replay(trace: Path) -> N
     assert f"{told['quotes']:,} quotes: at most" in shown
 
 
+def test_a_table_has_the_worst_and_the_best_replay() -> None:
+    def row(chance: float, kept: float) -> dict[str, float]:
+        return {"chance": chance, "promises": 10, "kept": kept}
+
+    replays = [[row(0.99, 0.9), row(0.95, 0.5)], [row(0.99, 1.0)], [row(0.99, 0.95)]]
+    report = {"by_chance": [row(0.99, 0.95), row(0.95, 0.5)], "by_replay": replays}
+    cells = [list(column.cells) for column in quotes.table_of_quotes(report).columns]
+    assert cells[2:] == [["95.00%", "50.00%"], ["90.00% to 100.00%", "50.00%"]]
+
+
 def test_another_draw_lets_others_ask_and_take_other_offers(setting: Setting) -> None:
     def chances(draw: int) -> dict[str, float]:
         ends = quotes.quoted_replay(setting, 0.5, draw).ends
