@@ -16,6 +16,8 @@ class Printer:
         self._console = console
         self._last: str | None = None
         self._shown: set[str] = set()
+        self.ended: set[str] = set()
+        """Requests whose answers were printed to their ends."""
 
     def take(self, record: Record) -> None:
         """Print a piece, or the rest at the end. An unreadable one is ignored."""
@@ -39,6 +41,7 @@ class Printer:
         why = "" if result.error is None else f": {result.error.message}"
         self._print(piece.id, f"\n({result.status}{why})\n")
         self._last = None
+        self.ended.add(piece.id)
 
     def _print(self, name: str, text: str) -> None:
         if not text:

@@ -21,6 +21,8 @@ class Checked:
     ids: dict[int, str] = field(default_factory=dict)
     sessions: dict[int, str] = field(default_factory=dict)
     """By line number, what names the conversation of a request, if anything does."""
+    streamed: set[str] = field(default_factory=set)
+    """Requests whose answers are wanted in pieces."""
     bad: list[BadLine] = field(default_factory=list)
 
 
@@ -53,6 +55,8 @@ def check_lines(lines: Iterable[bytes], *, bytes_max: int, with_questions: bool 
         checked.ids[number] = found
         if (session := request.conversation) is not None:
             checked.sessions[number] = session
+        if request.body.get("stream") is True:
+            checked.streamed.add(found)
     return checked
 
 

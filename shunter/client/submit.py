@@ -29,6 +29,9 @@ CLOSE_S_MAX = 5.0
 BATCH_BYTES_MAX = 256 * 1024
 LINGER_MS = 5
 POLL_S = 0.25
+# The last piece of an answer is in one transaction with its result, and on another partition: it
+# may be read so much later.
+LAST_PIECES_S = 5.0
 _DEAD = "The request became a dead letter."
 _DUPLICATE = "A request of this id came before, and is the one that is served."
 
@@ -44,6 +47,10 @@ class SubmitTally:
     dead_letters: dict[str, str] = field(default_factory=dict)
     duplicates: set[str] = field(default_factory=set)
     """Requests that are not served, since their id came before."""
+    streamed: set[str] = field(default_factory=set)
+    """Requests whose answers are wanted in pieces."""
+    in_pieces: set[str] = field(default_factory=set)
+    """Those of them that have been answered, so that their pieces have an end."""
 
     @property
     def done(self) -> int:
@@ -155,7 +162,8 @@ async def follow(
 ) -> None:
     """Read until each request of the tally has an end, or until the timeout.
 
-    An end is a result, a dead letter, or the evidence that it is a duplicate.
+    An end is a result, a dead letter, or the evidence that it is a duplicate; where a printer gets
+    answers, their last pieces too.
 
     Args:
         tail: of results, dead letters and evidence, entered before the requests were published.
@@ -170,21 +178,28 @@ async def follow(
         BadRecordError: the result of one of the requests can't be read.
     """
     loop = asyncio.get_running_loop()
+
+    async def read(lacks: Callable[[], object], end: float) -> None:
+        while lacks() and (left_s := end - loop.time()) > 0:
+            records = await tail.poll(min(POLL_S, left_s))
+            for record in records:
+                if record.partition.topic == catalogue.dead_letters:
+                    _count_dead_letter(record, tally)
+                elif record.partition.topic == catalogue.streams:
+                    if printer is not None and _name(record) in tally.ids:
+                        printer.take(record)
+                elif record.partition.topic == catalogue.evidence:
+                    _count_duplicate(record, tally)
+                else:
+                    _count_result(record, tally, output)
+            if records:
+                changed()
+
     end = float("inf") if timeout_s is None else loop.time() + timeout_s
-    while tally.waiting and (left_s := end - loop.time()) > 0:
-        records = await tail.poll(min(POLL_S, left_s))
-        for record in records:
-            if record.partition.topic == catalogue.dead_letters:
-                _count_dead_letter(record, tally)
-            elif record.partition.topic == catalogue.streams:
-                if printer is not None and _name(record) in tally.ids:
-                    printer.take(record)
-            elif record.partition.topic == catalogue.evidence:
-                _count_duplicate(record, tally)
-            else:
-                _count_result(record, tally, output)
-        if records:
-            changed()
+    await read(lambda: tally.waiting, end)
+    if printer is not None:
+        ended = printer.ended
+        await read(lambda: tally.in_pieces - ended, min(end, loop.time() + LAST_PIECES_S))
 
 
 def _count_result(record: Record, tally: SubmitTally, output: ResultFiles) -> None:
@@ -204,6 +219,8 @@ def _count_result(record: Record, tally: SubmitTally, output: ResultFiles) -> No
     tally.dead_letters.pop(name, None)
     tally.duplicates.discard(name)
     tally.statuses[result.status] += 1
+    if name in tally.streamed and result.status == "completed":
+        tally.in_pieces.add(name)
     output.add(result, record.value)
 
 

@@ -17,9 +17,14 @@ from running_system import System
 from stream_cases import MODEL, START, Yard, make_profile, step_until
 from worker_cases import place, worker_on
 
+from shunter.client import submit
 from shunter.client.answers import Printer, text_of
+from shunter.client.kafka import Tail
+from shunter.client.request_lines import check_lines
+from shunter.client.result_files import ResultFiles
+from shunter.client.submit import SubmitTally
 from streams.engine.log import Partition, Record
-from topics import StreamPiece, decode, encode
+from topics import Response, Result, StreamPiece, Timing, decode, encode
 from workers.stage.chunks import Stream
 
 
@@ -107,6 +112,60 @@ def test_what_is_printed_says_whose_it_is_and_can_not_move_the_cursor() -> None:
     ]:
         printer.take(record_of(StreamPiece(name, 1, index, START, chunk(words))))
     assert text.getvalue() == "[a] one two[2J\n[b] other\n[a]  [bold]three"
+
+
+class ScriptedTail(Tail):
+    """Gives what it was told to, poll by poll, and then nothing."""
+
+    def __init__(self, *polls: list[Record]) -> None:
+        self.polls = list(polls)
+
+    async def poll(self, timeout_s: float) -> list[Record]:
+        if self.polls:
+            return self.polls.pop(0)
+        await asyncio.sleep(min(timeout_s, 0.01))
+        return []
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+async def test_the_end_of_an_answer_is_printed_though_its_result_was_read_before(
+    is_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are on partitions of two topics; one that never comes is not waited for for long."""
+    catalogue = Yard().catalogue
+    result = Result("a", "completed", Timing(START), response=Response(200, {}))
+
+    def piece(number: int, **what: Any) -> Record:
+        value = encode(StreamPiece("a", 1, number, START, **what))
+        return Record(Partition(catalogue.streams, 0), number, b"a", value, [], 0)
+
+    word = piece(0, chunk={"choices": [{"delta": {"content": "one"}}]})
+    whole = Record(Partition(catalogue.results, 0), 0, b"a", encode(result), [], 0)
+    polls = [[word], [whole], [], *([[piece(1, result=result)]] if is_last else [])]
+    text, tally = io.StringIO(), SubmitTally(1, frozenset("a"), {"a"}, streamed={"a"})
+    monkeypatch.setattr(submit, "LAST_PIECES_S", 5.0 if is_last else 0.05)
+    await submit.follow(
+        ScriptedTail(*polls),
+        tally,
+        catalogue,
+        timeout_s=None,
+        output=ResultFiles(None, None),
+        changed=lambda: None,
+        printer=Printer(Console(file=text, width=40)),
+    )
+    assert text.getvalue() == ("[a] one\n(completed)\n" if is_last else "[a] one")
+    assert tally.statuses["completed"] == 1
+
+
+def test_lines_whose_answers_are_wanted_in_pieces_are_known() -> None:
+    body = {"messages": [], "model": MODEL}
+    lines = [
+        orjson.dumps({"id": str(wish), "tenant": "t", "model": MODEL, "body": body | stream})
+        for wish, stream in ((1, {"stream": True}), (2, {"stream": False}), (3, {}))
+    ]
+    checked = check_lines(lines, bytes_max=10_000)
+    assert not checked.bad
+    assert checked.streamed == {"1"}
 
 
 @pytest.mark.kafka
