@@ -70,7 +70,7 @@ class QuotingShunter(Shunter):
     def tagged(self, profile: Profile, now: float) -> Profile:
         """Return a request as it is bound by the quote that it takes, if it takes one."""
         profile = super().tagged(profile, now)
-        # CRCs of ids that differ in the number alone differ by the same bits all.
+        # Of a CRC another number would change the same bits of all ids.
         digest = blake2b(f"{profile.id} {self._draw}".encode(), digest_size=4).digest()
         drawn = int.from_bytes(digest, "big")
         if drawn >= self._share * _SHARE_OF:
@@ -121,13 +121,22 @@ def _end(outcome: ReplayOutcome, own: Taken) -> QuoteEnd:
     return QuoteEnd(own, error, is_kept, round(outcome.cost_usd * NANO))
 
 
-def quote_scores(ends: Iterable[QuoteEnd]) -> dict[str, Any]:
-    """Return by promised chance what was kept, and what was quoted, paid and spent in all."""
+def kept_by_chance(ends: Iterable[QuoteEnd]) -> list[dict[str, Any]]:
+    """Return how many promises there were by chance, and what share of them was kept."""
     by_chance: dict[float, list[bool]] = defaultdict(list)
+    for end in ends:
+        by_chance[round(end.taken.quoted.chance, 2)].append(end.is_kept)
+    return [
+        {"chance": chance, "promises": len(found), "kept": sum(found) / len(found)}
+        for chance, found in sorted(by_chance.items(), reverse=True)
+    ]
+
+
+def quote_scores(ends: Sequence[QuoteEnd]) -> dict[str, Any]:
+    """Return by promised chance what was kept, and what was quoted, paid and spent in all."""
     quoted_nano = charged_nano = cost_nano = over = 0
     by_margin = dict.fromkeys(MARGINS, 0)
-    for own, _, is_kept, spent_nano in ends:
-        by_chance[round(own.quoted.chance, 2)].append(is_kept)
+    for own, *_, spent_nano in ends:
         paid = charge(own.quoted, spent_nano)
         quoted_nano += paid.quoted_nano_usd
         charged_nano += paid.charged_nano_usd
@@ -137,11 +146,8 @@ def quote_scores(ends: Iterable[QuoteEnd]) -> dict[str, Any]:
             by_margin[margin] += charge(other, paid.cost_nano_usd).charged_nano_usd
         over += paid.cost_nano_usd > paid.quoted_nano_usd
     return {
-        "quotes": sum(map(len, by_chance.values())),
-        "by_chance": [
-            {"chance": chance, "promises": len(found), "kept": sum(found) / len(found)}
-            for chance, found in sorted(by_chance.items(), reverse=True)
-        ],
+        "quotes": len(ends),
+        "by_chance": kept_by_chance(ends),
         "quoted_usd": quoted_nano / NANO,
         "charged_usd": charged_nano / NANO,
         "cost_usd": cost_nano / NANO,

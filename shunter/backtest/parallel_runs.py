@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shunter.backtest.suite import PlannedRun, Scored, ScoredRun
 
 Given = TypeVar("Given")
 
-# Set in a process that makes runs for another.
-_plans: Sequence[PlannedRun] = ()
+# Set in a process that works for another.
+_adopted: Any = None
 
 
 def whole_runs(plans: Sequence[PlannedRun]) -> Iterator[tuple[ScoredRun, float]]:
@@ -42,7 +42,7 @@ def scored_beside(plans: Sequence[PlannedRun], ours: int) -> Iterator[tuple[Scor
     if not beside or not can_fork():
         yield from whole_runs(plans)
         return
-    with forked(min(cores(), beside), _adopt, plans) as processes:
+    with forked(min(cores(), beside), adopt, plans) as processes:
         found = [processes.submit(_run, number) for number in range(ours, len(plans))]
         yield from whole_runs(plans[:ours])
         for each in found:
@@ -82,6 +82,23 @@ def forked(
             raise
 
 
+def adopt(given: object) -> None:
+    """Keep what this process was given for `adopted`."""
+    global _adopted  # noqa: PLW0603 - the one that a process is forked with
+    _adopted = given
+
+
+def adopted() -> Any:
+    """Return what this process was given.
+
+    Raises:
+        RuntimeError: it is not one that `forked` gave with `adopt`.
+    """
+    if _adopted is None:
+        raise RuntimeError("not a process of `forked`")
+    return _adopted
+
+
 def _begin(adopt: Callable[[Given], object], given: Given) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     adopt(given)
@@ -106,20 +123,18 @@ def calm_garbage_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-def _adopt(plans: Sequence[PlannedRun]) -> None:
-    global _plans  # noqa: PLW0603 - the one that a process is forked with
-    _plans = plans
-
-
 def _run(number: int) -> tuple[Scored, float]:
     began = time.monotonic()
-    found = _plans[number].run()
+    plans: Sequence[PlannedRun] = adopted()
+    found = plans[number].run()
     return Scored(found.name, found.scores), time.monotonic() - began
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def can_fork() -> bool:

@@ -18,12 +18,13 @@ from policies.backtest.quote_outcomes import (
     QuoteEnd,
     QuotingShunter,
     ends_of,
+    kept_by_chance,
     measured_errors,
     quote_scores,
 )
 from policies.backtest.workload import tagger
 from policies.config.quotes import PromiseErrors
-from shunter.backtest.parallel_runs import can_fork, cores, forked
+from shunter.backtest.parallel_runs import adopt, adopted, can_fork, cores, forked
 from shunter.backtest.suite import Setting, run_one
 from shunter.console import write_output
 
@@ -48,9 +49,6 @@ Errors = dict[str, PromiseErrors]
 
 Replaying = Callable[[Errors, Sequence[int]], list[QuotedReplay]]
 """Returns a replay with these errors for each draw of those that take quotes."""
-
-# Set in a process that replays for another.
-_given: tuple[Setting, float] | None = None
 
 
 def quoted_replay(setting: Setting, share: float, draw: int = 0) -> QuotedReplay:
@@ -99,7 +97,7 @@ def calibrated(
     judged = [_half(each.ends, tells=False) for each in replays]
     middle_s = setting.arrivals[len(setting.arrivals) // 2].arrival_s
     by_time = {
-        name: _by_chance(end for end in chain(*judged) if (end.taken.at > middle_s) is is_late)
+        name: kept_by_chance(end for end in chain(*judged) if (end.taken.at > middle_s) is is_late)
         for name, is_late in (("first_half", False), ("second_half", True))
     }
     report = _told(replays, judged) | {"by_time": by_time}
@@ -112,28 +110,17 @@ def _replaying(setting: Setting, share: float) -> Iterator[Replaying]:
     if not can_fork():
         yield lambda errors, draws: [_replay(setting, share, errors, draw) for draw in draws]
         return
-    with forked(min(cores(), len(JUDGING_DRAWS)), _adopt, (setting, share)) as processes:
+    with forked(min(cores(), len(JUDGING_DRAWS)), adopt, (setting, share)) as processes:
         yield lambda errors, draws: list(processes.map(_replay_here, repeat(errors), draws))
 
 
-def _adopt(given: tuple[Setting, float]) -> None:
-    global _given  # noqa: PLW0603 - the one that a process is forked with
-    _given = given
-
-
 def _replay_here(errors: Errors, draw: int) -> QuotedReplay:
-    if _given is None:
-        raise RuntimeError("not a process of `_replaying`")
-    return _replay(*_given, errors, draw)
+    setting, share = adopted()
+    return _replay(setting, share, errors, draw)
 
 
 def _replay(setting: Setting, share: float, errors: Errors, draw: int) -> QuotedReplay:
     return quoted_replay(replace(setting, policy=with_errors(setting.policy, errors)), share, draw)
-
-
-def _by_chance(ends: Iterable[QuoteEnd]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = quote_scores(ends)["by_chance"]
-    return found
 
 
 def _half(ends: Iterable[QuoteEnd], *, tells: bool) -> list[QuoteEnd]:
@@ -169,8 +156,8 @@ def write_errors(path: Path, policy: Policy) -> None:
 
 def _told(replays: Sequence[QuotedReplay], judged: Sequence[Sequence[QuoteEnd]]) -> dict[str, Any]:
     """Return what came of the quotes that are judged, of all replays together and of each."""
-    return quote_scores(chain(*judged)) | {
-        "by_replay": [_by_chance(ends) for ends in judged],
+    return quote_scores([*chain(*judged)]) | {
+        "by_replay": [kept_by_chance(ends) for ends in judged],
         "run_cost_usd": fmean(each.cost_usd for each in replays),
         "slo_attainment": fmean(each.slo_attainment for each in replays),
     }

@@ -172,7 +172,9 @@ def _followed(
 ) -> SubmitTally:
     """Publish, follow to the ends, and tell how it went."""
     names = frozenset(checked.ids.values())
-    tally = SubmitTally(len(names), names, set(names), streamed=checked.streamed)
+    tally = SubmitTally(
+        submitted=len(names), ids=names, waiting=set(names), streamed=checked.streamed
+    )
     try:
         run(_publish_and_follow(settings, lines, checked, tally, timeout_s, files, printer))
     except KeyboardInterrupt:

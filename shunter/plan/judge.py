@@ -1,7 +1,6 @@
 """The judge of a plan: the backtest of its policy, on the fleet and on it with parts gone."""
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival, profiles_of
 from policies.config.options import SECONDS_PER_HOUR
 from shunter.backtest.demand import Demand
-from shunter.backtest.parallel_runs import forked
+from shunter.backtest.parallel_runs import adopt, adopted, cores, forked
 from shunter.backtest.suite import ScoredRun, Setting, run_one, shunter
 from shunter.plan.capacity import least_usd, may_miss, servable_without
 from shunter.plan.market import Counts, Market, fleet_of, rent
@@ -26,7 +25,7 @@ LONG, STRETCH_S = 8_000, 40.0
 # replica does by chance, since other requests meet, is less than that.
 CLEARLY, AND_MORE = 2, 10
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 
 Case = tuple[str, ...]
 """Pools that are unavailable together, from the first request on; none in the usual case."""
@@ -292,14 +291,10 @@ def _objective(outcomes: Sequence[ReplayOutcome], task: str) -> str:
     return max(counts, key=lambda name: counts[name])
 
 
-# Set in a process that judges for another.
-_judge: Judge | None = None
-
-
 @contextmanager
 def judging(judge: Judge) -> Iterator[ProcessPoolExecutor]:
     """Give processes, one for each core, that have the trace without a copy."""
-    with forked(CORES, _adopt, judge) as processes:
+    with forked(CORES, adopt, judge) as processes:
         yield processes
 
 
@@ -314,11 +309,5 @@ def fails_here(counts: Counts, case: Case, ends_at: float) -> bool:
 
 
 def _here() -> Judge:
-    if _judge is None:
-        raise RuntimeError("not a process of `judging`")
-    return _judge
-
-
-def _adopt(judge: Judge) -> None:
-    global _judge  # noqa: PLW0603 - of this process alone
-    _judge = judge
+    judge: Judge = adopted()
+    return judge
