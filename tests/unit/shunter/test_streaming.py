@@ -143,6 +143,7 @@ async def test_the_end_of_an_answer_is_printed_though_its_result_was_read_before
     whole = Record(Partition(catalogue.results, 0), 0, b"a", encode(result), [], 0)
     polls = [[word], [whole], [], *([[piece(1, result=result)]] if is_last else [])]
     text, tally = io.StringIO(), SubmitTally(1, frozenset("a"), {"a"}, streamed={"a"})
+    printer = Printer(Console(file=text, width=40))
     monkeypatch.setattr(submit, "LAST_PIECES_S", 5.0 if is_last else 0.05)
     await submit.follow(
         ScriptedTail(*polls),
@@ -151,8 +152,10 @@ async def test_the_end_of_an_answer_is_printed_though_its_result_was_read_before
         timeout_s=None,
         output=ResultFiles(None, None),
         changed=lambda: None,
-        printer=Printer(Console(file=text, width=40)),
+        printer=printer,
     )
+    # What has been printed to its end is waited for no longer.
+    assert printer.ended == ({"a"} if is_last else set())
     assert text.getvalue() == ("[a] one\n(completed)\n" if is_last else "[a] one")
     assert tally.statuses["completed"] == 1
 
